@@ -1,0 +1,222 @@
+"""Delta tables of one lake: where they live, how they are made, read at a version and written.
+
+Delta has no transaction over several tables. Here a row of the table ``runs`` is the commit point
+(:mod:`recs.runs`): :meth:`Lake.read` gives the version of a table that the newest finished run
+names, so that what an unfinished run left is never seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+
+from recs.schema import TABLES, Mode, Table
+from recs.storage import check_uri, join
+
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_MODE_PROPERTY = "recs.mode"
+_VERSION_PROPERTY = "recs.schema_version"
+
+Write = Literal["append", "overwrite"]
+
+
+class LakeError(RuntimeError):
+    """A table is missing, of another mode, or of a newer schema."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the tables live: a folder, or a catalog and schema.
+
+    Parameters
+    ----------
+    root
+        Folder (local path, ``s3a://``, ``abfss://``, ``/Volumes/…``). With a catalog it holds only
+        working files (stream checkpoints, matrices).
+    catalog
+        ``catalog.schema`` or ``schema``; None when tables are paths under ``root``.
+    """
+
+    root: str
+    catalog: str | None = None
+
+    def __post_init__(self) -> None:
+        check_uri(self.root)
+        if self.catalog is not None:
+            parts = self.catalog.split(".")
+            if len(parts) > 2 or not all(_NAME.match(part) for part in parts):
+                raise LakeError(f"catalog {self.catalog!r} must be 'schema' or 'catalog.schema'")
+
+    def address(self, table: Table, mode: Mode) -> str:
+        """Return the table's path, or its full name in the catalog."""
+        if self.catalog is not None:
+            prefix = f"{mode}_" if table.scope == "mode" else ""
+            return f"{self.catalog}.{prefix}{table.name}"
+        folder = mode if table.scope == "mode" else "lake"
+        return join(self.root, folder, table.name)
+
+    def work(self, *parts: str) -> str:
+        """Return a path for working files, outside every table."""
+        return join(self.root, "_work", *parts)
+
+
+class Lake:
+    """The tables of one location, seen in one mode.
+
+    Parameters
+    ----------
+    spark
+        The session.
+    location
+        Where the tables live.
+    mode
+        ``backtest`` or ``serve``; picks the tables of scope ``mode``.
+    """
+
+    def __init__(self, spark: SparkSession, location: Location, mode: Mode) -> None:
+        self.spark = spark
+        self.location = location
+        self.mode = mode
+        self._checked: set[str] = set()  # asking Delta for properties is slow; once is enough
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def address(self, name: str) -> str:
+        """Return the path or full name of a table of :data:`recs.schema.TABLES`."""
+        return self.location.address(TABLES[name], self.mode)
+
+    def key(self, name: str) -> str:
+        """Return the name under which ``runs`` knows a table: ``events``, ``serve/ranks`` …"""
+        return f"{self.mode}/{name}" if TABLES[name].scope == "mode" else name
+
+    # -- tables ---------------------------------------------------------------------------------
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the table has been created."""
+        if self.location.catalog is not None:
+            return self.spark.catalog.tableExists(self.address(name))
+        return DeltaTable.isDeltaTable(self.spark, self.address(name))
+
+    def delta(self, name: str) -> DeltaTable:
+        """Return Delta's handle of an existing table."""
+        if self.location.catalog is not None:
+            return DeltaTable.forName(self.spark, self.address(name))
+        return DeltaTable.forPath(self.spark, self.address(name))
+
+    def create(self, name: str) -> None:
+        """Make the table if it is not there, in one commit; else check its mode and migrate it.
+
+        Raises
+        ------
+        LakeError
+            If the table belongs to the other mode or was written by a newer recs.
+        """
+        table = TABLES[name]
+        if name in self._checked:
+            return
+        self._checked.add(name)
+        if self.exists(name):
+            self._check_and_migrate(table)
+            return
+        builder = DeltaTable.createIfNotExists(self.spark).comment(table.comment)
+        if self.location.catalog is not None:
+            builder = builder.tableName(self.address(name))
+        else:
+            builder = builder.location(self.address(name))
+        for column in (*table.columns, *table.added):
+            builder = builder.addColumn(
+                column.name, column.type, nullable=column.nullable, comment=column.comment
+            )
+        if table.cluster_by:
+            builder = builder.clusterBy(*table.cluster_by)
+        for check, condition in table.checks.items():
+            builder = builder.property(f"delta.constraints.{check}", condition)
+        builder = builder.property(_VERSION_PROPERTY, str(table.version))
+        builder.property(_MODE_PROPERTY, self._table_mode(table)).execute()
+
+    def load(self, name: str, version: int | None = None) -> DataFrame:
+        """Return a table at a Delta version (None: the newest, committed or not)."""
+        reader = self.spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        address = self.address(name)
+        df = reader.table(address) if self.location.catalog is not None else reader.load(address)
+        # A version written before a migration reads null in the columns that came later.
+        later = [column for column in TABLES[name].added if column.name not in df.columns]
+        return df.withColumns({c.name: F.lit(None).cast(c.type) for c in later}) if later else df
+
+    def save(
+        self, name: str, df: DataFrame, how: Write, *, options: Mapping[str, str] | None = None
+    ) -> None:
+        """Write ``df`` (all columns of the table, any order) in one Delta commit."""
+        columns = [column.name for column in (*TABLES[name].columns, *TABLES[name].added)]
+        writer = df.select(*columns).write.format("delta").mode(how).options(**(options or {}))
+        if self.location.catalog is not None:
+            writer.saveAsTable(self.address(name))
+        else:
+            writer.save(self.address(name))
+
+    def restore(self, name: str, version: int) -> None:
+        """Put the table's content back to a version, as a new version."""
+        self.delta(name).restoreToVersion(version).collect()
+
+    def history(self, name: str, limit: int) -> list[Row]:
+        """Return the newest commits of a table: version, userMetadata, operation, newest first."""
+        rows = self.delta(name).history(limit)
+        return rows.select("version", "userMetadata", "operation", "operationMetrics").collect()
+
+    @contextmanager
+    def commit_metadata(self, metadata: str) -> Iterator[None]:
+        """Mark Delta commits made inside the block that take no writer options (restore)."""
+        key = "spark.databricks.delta.commitInfo.userMetadata"
+        self.spark.conf.set(key, metadata)
+        try:
+            yield
+        finally:
+            self.spark.conf.unset(key)
+
+    # -- schema ---------------------------------------------------------------------------------
+
+    def _table_mode(self, table: Table) -> str:
+        return self.mode if table.scope == "mode" else "both"
+
+    def _check_and_migrate(self, table: Table) -> None:
+        properties = self.delta(table.name).detail().select("properties").collect()[0][0]
+        address = self.address(table.name)
+        found_mode = properties.get(_MODE_PROPERTY)
+        if found_mode != self._table_mode(table):
+            raise LakeError(
+                f"table {address} is of mode {found_mode!r}, not {self._table_mode(table)!r}: "
+                "give the lake another root"
+            )
+        found = int(properties.get(_VERSION_PROPERTY, "1"))
+        if found > table.version:
+            raise LakeError(
+                f"table {address} has schema version {found}, this recs knows {table.version}: "
+                "install a newer recs"
+            )
+        if found < table.version:
+            self._migrate(table)
+
+    def _migrate(self, table: Table) -> None:
+        # An empty append that may widen the schema adds the columns without any SQL text.
+        empty = self.load(table.name).limit(0)
+        writer = empty.write.format("delta").mode("append").option("mergeSchema", "true")
+        target = self.address(table.name)
+        if self.location.catalog is not None:
+            writer.saveAsTable(target)
+        else:
+            writer.save(target)
+            target = f"delta.`{target}`"
+        self.spark.sql(
+            f"ALTER TABLE IDENTIFIER(:target) SET TBLPROPERTIES "
+            f"('{_VERSION_PROPERTY}' = '{table.version}')",
+            args={"target": target},
+        )

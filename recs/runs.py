@@ -1,0 +1,368 @@
+"""Runs: the commit point of stages whose outputs are several Delta tables.
+
+A stage opens a :class:`Run`, reads its inputs at the versions committed when it began, writes its
+outputs, and commits by one row in ``runs``. Until that row is there nothing it wrote is read;
+its rerun puts the tables back to what is committed and starts over. Rows of ``runs`` are numbered
+without gaps and written under ``txnVersion = sequence``, which makes the append a compare-and-swap:
+of two runs that commit at once one sees the other's row first, and fails if they share an output.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any
+
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
+import recs
+from recs.lake import Lake, LakeError, Write
+from recs.schema import TABLES, Mode, Table
+from recs.storage import redact_text
+
+_LEDGER_TXN = "recs.runs"
+_COMMIT_TRIES = 20
+
+
+class MissingTable(LakeError):
+    """No finished run has written the table."""
+
+
+class ConcurrentRun(LakeError):
+    """Another run committed, or wrote into, a table that this run writes."""
+
+
+def new_run_id() -> str:
+    """Return an id that sorts by time: UTC seconds and six random hex digits."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of a stage, as consumers see it."""
+
+    run_id: str
+    stage: str
+    mode: Mode
+    config_hash: str
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    rows: dict[str, int]
+    details: dict[str, str]
+    seconds: float
+
+
+class Ledger:
+    """The table ``runs``, read whole: it grows with runs (a few a stage and day), never with events."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+
+    def rows(self) -> list[Row]:
+        """Return the ledger in order of sequence; empty where no run was ever started."""
+        if not self.lake.exists("runs"):
+            return []
+        return self.lake.load("runs").orderBy("sequence").collect()
+
+    def versions(self, rows: list[Row] | None = None) -> dict[str, int]:
+        """Return table key → Delta version named by the newest finished run that wrote it."""
+        versions: dict[str, int] = {}
+        for row in self.rows() if rows is None else rows:
+            if row["state"] == "finished":
+                versions |= row["outputs"]
+        return versions
+
+    def newest(self, stage: str, run_id: str | None = None) -> Finished | None:
+        """Return the newest finished run of a stage in the lake's mode (of ``run_id``, if given)."""
+        for row in reversed(self.rows()):
+            if (
+                row["stage"] == stage
+                and row["state"] == "finished"
+                and row["mode"] in (self.lake.mode, "both")
+                and run_id in (None, row["run_id"])
+            ):
+                return Finished(**{name: row[name] for name in Finished.__dataclass_fields__})
+        return None
+
+    def append(
+        self,
+        row: dict[str, Any],
+        check: Callable[[list[Row]], None] = lambda rows: None,
+        rows: list[Row] | None = None,
+    ) -> None:
+        """Append a row, numbered as the ledger's next; ``check`` sees the rows before it.
+
+        ``rows`` is the ledger as just read, where the caller has it.
+
+        Raises
+        ------
+        ConcurrentRun
+            What ``check`` raises; or when other runs won the append again and again.
+        """
+        for _ in range(_COMMIT_TRIES):
+            rows = self.rows() if rows is None else rows
+            check(rows)
+            sequence = rows[-1]["sequence"] + 1 if rows else 0
+            token = secrets.token_hex(8)
+            try:
+                self._write({**row, "sequence": sequence}, token)
+            except PySparkException as error:
+                if "ConcurrentTransaction" not in str(error):
+                    raise
+            # A lost race is an exception or, when the winner was already there, a dropped write.
+            if any(commit["userMetadata"] == token for commit in self.lake.history("runs", 20)):
+                return
+            rows = None
+        raise ConcurrentRun(
+            f"run {row['run_id']} lost the commit to other runs {_COMMIT_TRIES} times: "
+            "start it again when the lake is quieter"
+        )
+
+    def _write(self, row: dict[str, Any], token: str) -> None:
+        schema = self.lake.load("runs").schema
+        df = self.lake.spark.createDataFrame([tuple(row.get(n) for n in schema.names)], schema)
+        options = {
+            "txnAppId": _LEDGER_TXN,
+            "txnVersion": str(row["sequence"] + 1),
+            "userMetadata": token,
+        }
+        self.lake.save("runs", df.coalesce(1), "append", options=options)
+
+
+@dataclass
+class _Output:
+    """What a run has done to one table: the version it began from and its own commits."""
+
+    base: int
+    first: int
+    last: int
+    writes: int = 0
+    rows: int = 0
+
+
+@dataclass
+class Run:
+    """One attempt at one stage. Use as a context manager; leaving the block commits.
+
+    An exception puts the tables back and writes a row of state ``failed``; a killed process leaves
+    both to the rerun.
+
+    Parameters
+    ----------
+    lake
+        The lake.
+    stage
+        Name of the stage.
+    run_id
+        Id of the run; a rerun with the same id is a further attempt.
+    config_hash
+        Hash of the settings that the stage reads.
+    shared
+        True for stages whose outputs serve both modes.
+    """
+
+    lake: Lake
+    stage: str
+    run_id: str
+    config_hash: str
+    shared: bool = False
+    details: dict[str, str] = field(default_factory=dict)
+    attempt: int = 0
+    _outputs: dict[str, _Output] = field(default_factory=dict)
+    _inputs: dict[str, int] = field(default_factory=dict)
+    _committed: dict[str, int] = field(default_factory=dict)
+    _started: float = 0.0
+    _started_at: datetime = datetime.min
+
+    def __enter__(self) -> Run:
+        self.lake.create("runs")
+        self.ledger = Ledger(self.lake)
+        self._started = time.monotonic()
+        self._started_at = datetime.now(timezone.utc)
+        rows = self.ledger.rows()
+        self._committed = self.ledger.versions(rows)
+        self.attempt = 1 + sum(
+            (row["run_id"], row["stage"], row["state"]) == (self.run_id, self.stage, "started")
+            for row in rows
+        )
+        self.ledger.append(self._row("started"), rows=rows)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                self._commit()
+            except BaseException as failure:
+                self._abandon(failure)
+                raise
+        else:
+            self._abandon(error)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Tell whether a finished run has written the table."""
+        return self.lake.key(name) in self._committed
+
+    def read(self, name: str) -> DataFrame:
+        """Return the table at the version committed when the run began, or as the run wrote it.
+
+        Raises
+        ------
+        MissingTable
+            If no finished run wrote it.
+        """
+        key = self.lake.key(name)
+        if name in self._outputs:
+            return self.lake.load(name, self._outputs[name].last)
+        if key not in self._committed:
+            raise MissingTable(
+                f"table {self.lake.address(name)} has not been written by a finished run: "
+                f"run the stage that makes {name!r} first"
+            )
+        self._inputs[key] = self._committed[key]
+        return self.lake.load(name, self._committed[key])
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def write(
+        self, name: str, df: DataFrame, how: Write = "overwrite", *, where: dict[str, str] | None = None
+    ) -> int:
+        """Write ``df`` with this run's id in one Delta commit and return the version.
+
+        Parameters
+        ----------
+        name
+            Table; made if missing.
+        df
+            The table's columns but ``run_id``.
+        how
+            ``append``, or ``overwrite`` of the whole table or of the rows named by ``where``.
+        where
+            Column → value: only the rows equal in these columns are replaced.
+        """
+        output = self._open_output(name)
+        options = {
+            "txnAppId": f"{self.run_id}:{self.stage}:{self.lake.key(name)}",
+            "txnVersion": str(self.attempt * 1_000_000 + output.writes),
+            "userMetadata": self._mark,
+        }
+        if where:
+            options["replaceWhere"] = _equals(TABLES[name], where)
+        self.lake.save(name, df.withColumn("run_id", F.lit(self.run_id)), how, options=options)
+        commit = self._own_commit(name, after=output.last)
+        output.last = commit["version"]
+        output.writes += 1
+        output.rows += int(commit["operationMetrics"].get("numOutputRows", 0))
+        return output.last
+
+    def keep(self, name: str) -> None:
+        """Make the table if it is missing and name its present version as an output."""
+        self._open_output(name)
+
+    @property
+    def _mark(self) -> str:
+        return f"recs {self.run_id} {self.stage} {self.attempt}"
+
+    def _open_output(self, name: str) -> _Output:
+        """Make or migrate the table, after putting back what an unfinished run left in it."""
+        if name in self._outputs:
+            return self._outputs[name]
+        base = self._committed.get(self.lake.key(name), 0)
+        with self.lake.commit_metadata(self._mark):
+            found = self._newest(name) if self.lake.exists(name) else base
+            if found != base:
+                self.lake.restore(name, base)
+            self.lake.create(name)
+        newest = self._newest(name)
+        self._outputs[name] = _Output(base=base, first=found + 1, last=newest)
+        return self._outputs[name]
+
+    def _newest(self, name: str) -> int:
+        return int(self.lake.history(name, 1)[0]["version"])
+
+    def _own_commit(self, name: str, after: int) -> Row:
+        for commit in self.lake.history(name, 20):
+            if commit["version"] > after and commit["userMetadata"] == self._mark:
+                return commit
+        raise ConcurrentRun(
+            f"the write of run {self.run_id} to {self.lake.address(name)} is not in its history: "
+            "another run is writing the same table; start this run again when it has ended"
+        )
+
+    # -- commit ---------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        self.ledger.append(self._row("finished"), self._check_outputs)
+
+    def _check_outputs(self, rows: list[Row]) -> None:
+        """Refuse the commit if another run committed or wrote any output since this one began."""
+        committed = self.ledger.versions(rows)
+        for name, output in self._outputs.items():
+            if self._overtaken(name, committed):
+                raise ConcurrentRun(
+                    f"another run committed {self.lake.address(name)} while run {self.run_id} was "
+                    "writing it: start this run again"
+                )
+            for commit in self.lake.history(name, self._newest(name) - output.first + 1):
+                between = output.first <= commit["version"] <= output.last
+                if between and commit["userMetadata"] != self._mark:
+                    raise ConcurrentRun(
+                        f"another run wrote version {commit['version']} of "
+                        f"{self.lake.address(name)} amid run {self.run_id}: start this run again"
+                    )
+
+    def _overtaken(self, name: str, committed: dict[str, int]) -> bool:
+        key = self.lake.key(name)
+        return committed.get(key) != self._committed.get(key)
+
+    def _abandon(self, error: BaseException) -> None:
+        """Put written tables back and note the failure; consumers never saw any of it."""
+        committed = self.ledger.versions()
+        for name, output in self._outputs.items():
+            newest = self.lake.history(name, 1)[0]
+            mine = newest["userMetadata"] == self._mark
+            if output.writes and mine and not self._overtaken(name, committed):
+                self.lake.restore(name, output.base)
+        message = redact_text(f"{type(error).__name__}: {error}")[:2000]
+        failed = self._row("failed") | {"outputs": {}, "error": message}
+        self.ledger.append(failed)
+
+    def _row(self, state: str) -> dict[str, Any]:
+        key = self.lake.key
+        return {
+            "run_id": self.run_id,
+            "stage": self.stage,
+            "attempt": self.attempt,
+            "mode": "both" if self.shared else self.lake.mode,
+            "state": state,
+            "config_hash": self.config_hash,
+            "code_version": recs.__version__,
+            "inputs": dict(self._inputs),
+            "outputs": {key(name): output.last for name, output in self._outputs.items()},
+            "rows": {key(name): output.rows for name, output in self._outputs.items()},
+            "details": dict(self.details),
+            "started_at": self._started_at,
+            "seconds": None if state == "started" else time.monotonic() - self._started,
+            "error": None,
+        }
+
+
+def _equals(table: Table, where: dict[str, str]) -> str:
+    """Return the SQL condition that columns equal string values, both checked or escaped."""
+    unknown = set(where) - {column.name for column in table.columns}
+    if unknown:
+        raise LakeError(f"table {table.name} has no column {sorted(unknown)}")
+    escaped = {c: v.replace("\\", "\\\\").replace("'", "\\'") for c, v in where.items()}
+    return " AND ".join(f"{column} = '{value}'" for column, value in escaped.items())

@@ -1,0 +1,306 @@
+"""The one vocabulary of the lake: tables, columns, types, constraints, clustering, migrations.
+
+A column is spelled once, here. Two scopes exist: tables of scope ``lake`` hold what was delivered
+and are shared by both modes; tables of scope ``mode`` exist once for ``backtest`` (histories cut
+before the held-out events) and once for ``serve`` (fitted on everything), and never mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Mode = Literal["backtest", "serve"]
+MODES: tuple[Mode, ...] = ("backtest", "serve")
+
+#: The one order of a user's events. ``position`` is a declared column's number (null without one);
+#: ``source`` and ``line`` say where the event was delivered and break what ties remain. Item ids
+#: never order anything: in some files they follow the first appearance and would leak the future.
+EVENT_ORDER = ("timestamp", "position", "source", "line")
+
+#: Share of a held-out target: which part of a user's history an interaction belongs to.
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, Spark SQL type, meaning, and whether it may be null."""
+
+    name: str
+    type: str
+    comment: str
+    nullable: bool = True
+
+
+@dataclass(frozen=True)
+class Migration:
+    """Columns that a schema version added; older rows read null in them."""
+
+    version: int
+    add: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table: columns, constraints and how it is laid out.
+
+    Attributes
+    ----------
+    checks
+        Name to SQL condition; Delta refuses a write with a row that breaks one.
+    cluster_by
+        Columns of liquid clustering.
+    migrations
+        What was added since version 1, ascending; the schema version is the last one's.
+    """
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+    scope: Literal["lake", "mode"] = "mode"
+    checks: dict[str, str] = field(default_factory=dict)
+    cluster_by: tuple[str, ...] = ()
+    migrations: tuple[Migration, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The schema version that this code writes."""
+        return self.migrations[-1].version if self.migrations else 1
+
+    @property
+    def added(self) -> tuple[Column, ...]:
+        """Columns that migrations added, in order."""
+        return tuple(column for migration in self.migrations for column in migration.add)
+
+
+_RUN_ID = Column("run_id", "string", "run that wrote the row; see table runs", nullable=False)
+_USER_ID = Column("user_id", "int", "dense user number from 0; see user_ids", nullable=False)
+_ITEM_ID = Column("item_id", "int", "dense item number from 0; see item_ids", nullable=False)
+_MODEL = Column("model", "string", "name of the model", nullable=False)
+_MODEL_VERSION = Column("model_version", "string", "run that fitted the model", nullable=False)
+_SPLIT = Column("split", "string", "train, validation or test", nullable=False)
+_PROTOCOL = Column(
+    "protocol", "string", "candidates ranked: full, uniform100, popularity100, given", nullable=False
+)
+
+_METRIC_COLUMNS = (
+    _PROTOCOL,
+    _SPLIT,
+    Column("slice", "string", "users or targets measured: all, head, tail, …", nullable=False),
+    Column("metric", "string", "hr, ndcg, mrr, recall, precision, map, auc, …", nullable=False),
+    Column("k", "int", "length of the list; null for the whole ranking"),
+    Column("ties", "string", "equal scores count against the target, or as half"),
+    Column("value", "double", "mean over users, or the metric of all lists together"),
+    Column("lower", "double", "2.5% bound of the bootstrap over users"),
+    Column("upper", "double", "97.5% bound of the bootstrap over users"),
+    Column("users", "bigint", "users the value is over", nullable=False),
+)
+
+
+def _table(*columns: Column, name: str, comment: str, **options: object) -> Table:
+    return Table(name, comment, (*columns, _RUN_ID), **options)  # type: ignore[arg-type]
+
+
+_ALL = (
+    Table(
+        "runs",
+        "The commit point: one row a state of a stage's run. Consumers read the table versions "
+        "that the newest finished run names.",
+        (
+            Column("sequence", "bigint", "place in the ledger, gapless", nullable=False),
+            _RUN_ID,
+            Column("stage", "string", "stage of the pipeline", nullable=False),
+            Column("attempt", "int", "1, 2, … of this run and stage", nullable=False),
+            Column("mode", "string", "backtest or serve", nullable=False),
+            Column("state", "string", "started, finished or failed", nullable=False),
+            Column("config_hash", "string", "hash of the settings the stage reads", nullable=False),
+            Column("code_version", "string", "version of recs", nullable=False),
+            Column("inputs", "map<string,bigint>", "table to the Delta version read"),
+            Column("outputs", "map<string,bigint>", "table to the Delta version written"),
+            Column("rows", "map<string,bigint>", "table to rows written by the run"),
+            Column("details", "map<string,string>", "what the stage keeps for the next run"),
+            Column("started_at", "timestamp", "UTC", nullable=False),
+            Column("seconds", "double", "wall clock of the stage; null when started"),
+            Column("error", "string", "what a failed run said"),
+        ),
+        scope="lake",
+        checks={"known_state": "state IN ('started', 'finished', 'failed')"},
+    ),
+    _table(
+        Column("user", "string", "id of the user as delivered", nullable=False),
+        Column("item", "string", "id of the item as delivered", nullable=False),
+        Column("timestamp", "timestamp", "UTC; null where the data has none"),
+        Column("position", "bigint", "place in the user's order, where a column gives it"),
+        Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
+        Column("weight", "double", "value of the event times its type's weight", nullable=False),
+        Column("positive", "boolean", "polarity of the event's type", nullable=False),
+        Column("context", "map<string,string>", "further columns of the event"),
+        Column("held_out", "string", "split that the data set's own files give the event"),
+        Column("source", "string", "file or table that delivered it", nullable=False),
+        Column("line", "bigint", "line or row in the source, from 0", nullable=False),
+        name="events",
+        comment="Accepted events, append-only",
+        scope="lake",
+        checks={
+            "weight_not_negative": "weight >= 0 AND weight < double('Infinity')",
+            "known_split": "held_out IS NULL OR held_out IN ('train', 'validation', 'test')",
+        },
+        cluster_by=("user",),
+    ),
+    _table(
+        Column("raw", "string", "the row as delivered", nullable=False),
+        Column("reason", "string", "why it was rejected", nullable=False),
+        Column("source", "string", "file or table that delivered it", nullable=False),
+        Column("line", "bigint", "line or row in the source, from 0", nullable=False),
+        name="quarantine",
+        comment="Rejected rows with their reason, append-only",
+        scope="lake",
+        cluster_by=("reason",),
+    ),
+    _table(
+        Column("user", "string", "id of the user as delivered", nullable=False),
+        Column("item", "string", "the target's id as delivered", nullable=False),
+        Column("candidates", "array<string>", "items to rank the target among", nullable=False),
+        name="candidate_lists",
+        comment="Candidate lists given with a data set",
+        scope="lake",
+    ),
+    _table(
+        Column("item", "string", "id of the item as delivered", nullable=False),
+        Column("title", "string", "name shown to people"),
+        Column("categories", "array<string>", "genres, departments, …"),
+        Column("text", "string", "description"),
+        Column("attributes", "map<string,string>", "further columns"),
+        name="items",
+        comment="What is known of items; the newest delivery of an item wins",
+        scope="lake",
+        cluster_by=("item",),
+    ),
+    _table(
+        Column("user", "string", "id of the user as delivered", nullable=False),
+        Column("attributes", "map<string,string>", "demographics and further columns"),
+        name="users",
+        comment="What is known of users; the newest delivery of a user wins",
+        scope="lake",
+        cluster_by=("user",),
+    ),
+    _table(
+        Column("user", "string", "id of the user as delivered", nullable=False),
+        _USER_ID,
+        name="user_ids",
+        comment="Dense user numbers; they grow and never change",
+        scope="lake",
+        checks={"dense": "user_id >= 0"},
+        cluster_by=("user",),
+    ),
+    _table(
+        Column("item", "string", "id of the item as delivered", nullable=False),
+        _ITEM_ID,
+        name="item_ids",
+        comment="Dense item numbers; they grow and never change",
+        scope="lake",
+        checks={"dense": "item_id >= 0"},
+        cluster_by=("item",),
+    ),
+    _table(
+        _USER_ID,
+        _ITEM_ID,
+        Column("sequence", "int", "place in the user's order, from 0", nullable=False),
+        Column("timestamp", "timestamp", "UTC; null where the data has none"),
+        Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
+        Column("weight", "double", "value of the event times its type's weight", nullable=False),
+        Column("positive", "boolean", "polarity of the event's type", nullable=False),
+        _SPLIT,
+        name="interactions",
+        comment="Events of kept users and items in dense ids, in order, each in its split",
+        checks={"known_split": "split IN ('train', 'validation', 'test')"},
+        cluster_by=("user_id",),
+    ),
+    _table(
+        _ITEM_ID,
+        Column("train_events", "bigint", "positive training interactions", nullable=False),
+        Column("recommendable", "boolean", "may be recommended and drawn", nullable=False),
+        name="catalogue",
+        comment="Items of the vocabulary as this split sees them",
+    ),
+    _table(
+        _MODEL,
+        _ITEM_ID,
+        Column("score", "float", "events of the item in the window", nullable=False),
+        name="popularity",
+        comment="Popularity of items",
+        checks={"score_not_negative": "score >= 0"},
+    ),
+    _table(
+        _MODEL,
+        _ITEM_ID,
+        Column("neighbour_id", "int", "item whose presence in a history scores", nullable=False),
+        Column("weight", "float", "w of item_id for neighbour_id", nullable=False),
+        name="item_weights",
+        comment="SLIM's W, column by column: score(u, item) = Σ weight over the user's neighbours",
+        checks={"weight_positive": "weight > 0", "no_self": "item_id <> neighbour_id"},
+        cluster_by=("item_id",),
+    ),
+    _table(
+        _MODEL,
+        _ITEM_ID,
+        Column("iterations", "int", "sweeps of coordinate descent", nullable=False),
+        Column("nonzeros", "int", "neighbours with a weight", nullable=False),
+        Column("kkt_residual", "double", "largest violation of the KKT conditions", nullable=False),
+        Column("objective", "double", "value of the item's objective", nullable=False),
+        name="item_fits",
+        comment="How each item's SLIM problem ended",
+    ),
+    _table(
+        _MODEL,
+        _MODEL_VERSION,
+        _USER_ID,
+        Column("user", "string", "id of the user as delivered", nullable=False),
+        Column("rank", "int", "1 is best", nullable=False),
+        _ITEM_ID,
+        Column("item", "string", "id of the item as delivered", nullable=False),
+        Column("score", "float", "score of the model", nullable=False),
+        Column(
+            "why",
+            "array<struct<item_id:int,share:float>>",
+            "history items that gave most of the score, with their share of it",
+        ),
+        Column("fallback", "boolean", "popularity filled in for the model", nullable=False),
+        name="recommendations",
+        comment="Top items a user and model",
+        checks={"rank_from_one": "rank >= 1"},
+        cluster_by=("user_id",),
+    ),
+    _table(
+        _MODEL,
+        _MODEL_VERSION,
+        _PROTOCOL,
+        _SPLIT,
+        _USER_ID,
+        Column("item_id", "int", "the held-out target", nullable=False),
+        Column("rank", "bigint", "1 + candidates scored above the target; null: not ranked"),
+        Column("ties", "bigint", "other candidates scored like the target"),
+        Column("candidates", "bigint", "candidates, the target among them"),
+        Column("history_length", "int", "items the model read", nullable=False),
+        Column("head", "boolean", "target is of the most popular fifth", nullable=False),
+        name="ranks",
+        comment="Where each held-out target ended; all accuracy metrics come from here",
+        cluster_by=("user_id",),
+    ),
+    _table(
+        _MODEL,
+        _MODEL_VERSION,
+        *_METRIC_COLUMNS,
+        name="metrics",
+        comment="Metrics of each model",
+    ),
+    _table(
+        _MODEL,
+        Column("baseline", "string", "model it is compared with", nullable=False),
+        *_METRIC_COLUMNS,
+        name="metric_differences",
+        comment="Paired differences, model minus baseline, over the same users",
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _ALL}

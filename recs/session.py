@@ -1,0 +1,184 @@
+"""The Spark session, made in one place for a laptop, spark-submit and Databricks alike."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+#: Delta's jar for Spark 4.0; Spark's own Ivy fetches it from Maven Central and keeps it.
+DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.4.0"
+
+# Only Maven Central: Spark's default chain also asks a host that is often unreachable, once a jar.
+_IVY_SETTINGS = """\
+<ivysettings>
+  <settings defaultResolver="central"/>
+  <caches defaultCacheDir="{ivy}/cache"/>
+  <resolvers>
+    <ibiblio name="central" m2compatible="true" root="https://repo1.maven.org/maven2/"/>
+  </resolvers>
+</ivysettings>
+"""
+
+_DELTA_CONF = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
+# What suits one machine; a cluster's own settings are never touched.
+_LOCAL_CONF = {
+    "spark.driver.memory": "4g",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
+}
+
+
+class SessionError(RuntimeError):
+    """Spark could not be started, or lacks Delta."""
+
+
+def get_session(
+    app_name: str = "recs",
+    *,
+    master: str | None = None,
+    conf: Mapping[str, str] | None = None,
+    verbose: bool = False,
+) -> SparkSession:
+    """Return the Spark session to work in.
+
+    A session that is there already (Databricks, a notebook, a test) is taken as it is. Under
+    ``spark-submit`` the master and the jars are those of the submission. Otherwise Spark starts on
+    this machine with Delta's jars; what the JVM prints goes to a log file unless ``verbose``.
+
+    Python workers run the interpreter of the driver on one machine; on a cluster, where another
+    path may hold, ``PYSPARK_PYTHON`` of the environment is left alone.
+
+    Parameters
+    ----------
+    app_name
+        Name shown by the cluster.
+    master
+        Spark master URL; by default the submission's, else ``local[*]``.
+    conf
+        Further Spark settings; they win over those chosen here.
+    verbose
+        Show the JVM's own messages.
+
+    Raises
+    ------
+    SessionError
+        If Java is missing or too old, Spark does not start, or Delta's classes are not loaded.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        for key, value in (conf or {}).items():
+            if active.conf.isModifiable(key):
+                active.conf.set(key, value)
+        return active
+
+    submitted = "SPARK_ENV_LOADED" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ
+    master = master or (None if submitted else "local[*]")
+    local = master is not None and master.startswith("local")
+    if local:
+        _require_java()
+        os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+        # PYTHONPATH entries of the driver reach the workers by inheritance; a relative one would not.
+    builder = SparkSession.builder.appName(app_name)
+    if master:
+        builder = builder.master(master)
+    settings = dict(_DELTA_CONF)
+    if local:
+        settings |= _LOCAL_CONF
+    if not submitted:
+        settings |= {"spark.jars.packages": DELTA_PACKAGE}
+        settings |= {"spark.jars.ivySettings": str(_ivy_settings())}
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        settings = {}
+    for key, value in {**settings, **(conf or {})}.items():
+        builder = builder.config(key, value)
+
+    log = Path(tempfile.gettempdir()) / f"recs-spark-{os.getpid()}.log"
+    try:
+        with _jvm_output(None if verbose or submitted else log):
+            session = builder.getOrCreate()
+    except Exception as error:
+        tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        raise SessionError(f"Spark did not start: {error}\n{tail}") from error
+    _require_delta(session)
+    return session
+
+
+def _require_java() -> None:
+    java = os.path.join(os.environ["JAVA_HOME"], "bin", "java") if "JAVA_HOME" in os.environ else ""
+    java = java if java and os.path.exists(java) else shutil.which("java") or ""
+    if not java:
+        raise SessionError(
+            "Java is missing: install Java 17 (Debian: apt-get install openjdk-17-jre-headless)"
+        )
+    found = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    version = re.search(r'version "(\d+)', found)
+    if not version or int(version.group(1)) < 17:
+        raise SessionError(f"Java 17 or newer is needed, {java} is: {found.splitlines()[:1]}")
+
+
+def _require_delta(session: SparkSession) -> None:
+    try:
+        session.range(0).sparkSession.sql("SELECT 1").collect()
+        catalog = session.conf.get("spark.sql.extensions", "") or ""
+    except Exception as error:
+        raise SessionError(f"the Spark session does not answer: {error}") from error
+    on_databricks = "DATABRICKS_RUNTIME_VERSION" in os.environ
+    if "DeltaSparkSessionExtension" not in catalog and not on_databricks:
+        raise SessionError(
+            f"the Spark session lacks Delta: start it with --packages {DELTA_PACKAGE} and "
+            + " ".join(f"--conf {key}={value}" for key, value in _DELTA_CONF.items())
+        )
+
+
+def _ivy_settings() -> Path:
+    home = Path(os.environ.get("RECS_IVY_HOME", Path.home() / ".ivy2.5.2"))
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / "recs-ivysettings.xml"
+    path.write_text(_IVY_SETTINGS.format(ivy=home))
+    return path
+
+
+@contextmanager
+def _jvm_output(log: Path | None) -> Iterator[None]:
+    """Send what the JVM started inside the block prints, for its whole life, to ``log``.
+
+    Ivy and log4j write to the inherited file descriptors before any Spark setting is read, so the
+    descriptors themselves are swapped while the JVM starts.
+    """
+    if log is None:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(log, "ab") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    finally:
+        for target, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, target)
+            os.close(copy)

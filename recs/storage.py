@@ -1,0 +1,106 @@
+"""Files on storage that every host reaches, behind one call.
+
+Spark and Hadoop name S3 ``s3a://`` and Azure ``abfss://``; fsspec names them ``s3://`` and
+``abfs://``. Databricks volumes and DBFS are mounted folders. This module is the only place that
+knows the difference.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+
+#: URI schemes that a lake, an input or a working folder may have, and fsspec's name for each.
+SCHEMES = {
+    "": "file",
+    "file": "file",
+    "s3": "s3",
+    "s3a": "s3",
+    "abfss": "abfs",
+    "abfs": "abfs",
+    "gs": "gs",
+    "dbfs": "file",
+    "hdfs": "hdfs",
+}
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
+
+
+class StorageError(ValueError):
+    """A path or URI that recs will not open."""
+
+
+def check_uri(uri: str) -> str:
+    """Return ``uri`` unchanged, or refuse it.
+
+    Raises
+    ------
+    StorageError
+        If the scheme is not in :data:`SCHEMES`, if the URI carries a user name or password, or if
+        it holds a control character.
+    """
+    if not uri or any(ord(c) < 32 for c in uri):
+        raise StorageError(f"path {uri!r} is empty or holds control characters; give a plain path")
+    scheme = _scheme(uri)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES if name)
+        raise StorageError(
+            f"path {redact(uri)!r} has scheme {scheme!r}; use a local path or one of {known}"
+        )
+    parts = urlsplit(uri)
+    # abfss://container@account.dfs.core.windows.net is an address, not a login.
+    if parts.password or (parts.username and scheme not in ("abfss", "abfs")):
+        raise StorageError(
+            f"path {redact(uri)!r} carries credentials; give them to Spark or the environment instead"
+        )
+    return uri
+
+
+def redact(uri: str) -> str:
+    """Return ``uri`` without a user name, password or query, for messages, logs and tables."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri
+    keep_user = parts.scheme in ("abfss", "abfs") and not parts.password
+    netloc = parts.netloc if keep_user else parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
+def redact_text(text: str) -> str:
+    """Return ``text`` with the logins and queries of all URIs in it taken out."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda match: redact(match.group()), text)
+
+
+def join(base: str, *parts: str) -> str:
+    """Join path parts with ``/`` under a path or URI."""
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return fsspec's file system for ``uri`` and the path inside it.
+
+    Raises
+    ------
+    StorageError
+        As :func:`check_uri`; or when the package that reaches the scheme is not installed.
+    """
+    check_uri(uri)
+    scheme = _scheme(uri)
+    protocol = SCHEMES[scheme]
+    if protocol == "file":
+        path = urlsplit(uri).path if scheme == "file" else uri
+        if scheme == "dbfs":
+            path = "/dbfs/" + uri.split(":", 1)[1].lstrip("/")
+        return fsspec.filesystem("file", auto_mkdir=True), path
+    try:
+        fs = fsspec.filesystem(protocol)
+    except ImportError as error:
+        raise StorageError(f"{scheme}:// needs one more package: {error}") from error
+    return fs, fs._strip_protocol(protocol + uri[len(scheme) :])
+
+
+def _scheme(uri: str) -> str:
+    match = _SCHEME.match(uri)
+    return match.group(1).lower() if match else ""

@@ -1,0 +1,156 @@
+"""The commit point: what consumers read is what the newest finished run wrote, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from recs import schema
+from recs.lake import Lake, LakeError, Location
+from recs.runs import ConcurrentRun, Ledger, MissingTable, Run
+from recs.schema import Column, Migration, Table
+
+
+@pytest.fixture
+def lake(spark: SparkSession, tmp_path: Path) -> Lake:
+    return Lake(spark, Location(str(tmp_path / "lake")), "backtest")
+
+
+def run(lake: Lake, run_id: str = "r1", stage: str = "stage") -> Run:
+    return Run(lake, stage, run_id, config_hash="c")
+
+
+def ids(lake: Lake, *users: str) -> DataFrame:
+    rows = [(user, number) for number, user in enumerate(users)]
+    return lake.spark.createDataFrame(rows, "user string, user_id int")
+
+
+def read(lake: Lake) -> list[str]:
+    with run(lake, "reader", "read") as reader:
+        return sorted(row.user for row in reader.read("user_ids").collect())
+
+
+def test_finished_run_is_read_and_traced(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a", "b"))
+    assert read(lake) == ["a", "b"]
+    finished = Ledger(lake).newest("stage")
+    assert finished is not None
+    assert finished.rows == {"user_ids": 2}
+    assert {row.run_id for row in lake.load("user_ids").collect()} == {finished.run_id}
+
+
+def test_unwritten_table_names_the_table(lake: Lake) -> None:
+    with pytest.raises(MissingTable, match="user_ids"), run(lake) as first:
+        first.read("user_ids")
+
+
+def test_failed_run_leaves_the_table_as_it_was(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    with pytest.raises(ZeroDivisionError), run(lake, "r2") as second:
+        second.write("user_ids", ids(lake, "b"), "append")
+        raise ZeroDivisionError
+    assert read(lake) == ["a"]
+    assert [row.user for row in lake.load("user_ids").collect()] == ["a"]
+    assert "ZeroDivisionError" in [row.error for row in Ledger(lake).rows() if row.error][0]
+
+
+def test_rerun_takes_over_what_a_killed_run_left(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    killed = run(lake, "r2").__enter__()
+    killed.write("user_ids", ids(lake, "b"), "append")
+    assert read(lake) == ["a"]
+    with run(lake, "r2") as rerun:
+        assert rerun.attempt == 2
+        rerun.write("user_ids", ids(lake, "c"), "append")
+    assert read(lake) == ["a", "c"]
+
+
+def test_of_two_runs_at_once_the_later_fails_and_nothing_is_mixed(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    with pytest.raises(ConcurrentRun, match="user_ids"), run(lake, "r2") as second:
+        second.write("user_ids", ids(lake, "b"), "append")
+        with run(lake, "r3") as third:
+            third.write("user_ids", ids(lake, "c"), "append")
+    assert read(lake) == ["a", "c"]
+
+
+def test_writes_of_two_runs_that_interleave_are_refused(lake: Lake) -> None:
+    other = run(lake, "r3").__enter__()
+    with pytest.raises(ConcurrentRun), run(lake, "r2") as second:
+        second.write("user_ids", ids(lake, "b"), "append")
+        other.write("user_ids", ids(lake, "c"), "append")
+        second.write("user_ids", ids(lake, "d"), "append")
+
+
+def test_replacing_rows_by_column_keeps_the_others(lake: Lake) -> None:
+    def scores(model: str, score: float) -> DataFrame:
+        return lake.spark.createDataFrame(
+            [(model, 0, score)], "model string, item_id int, score float"
+        )
+
+    with run(lake) as first:
+        first.write("popularity", scores("all", 1.0))
+        first.write("popularity", scores("o'clock", 2.0), where={"model": "o'clock"})
+        first.write("popularity", scores("o'clock", 3.0), where={"model": "o'clock"})
+        found = {row.model: row.score for row in first.read("popularity").collect()}
+    assert found == {"all": 1.0, "o'clock": 3.0}
+
+
+def test_modes_have_tables_of_their_own(lake: Lake, spark: SparkSession) -> None:
+    serve = Lake(spark, lake.location, "serve")
+    assert lake.address("ranks") != serve.address("ranks")
+    assert lake.address("events") == serve.address("events")
+
+
+def test_table_of_the_other_mode_is_refused(lake: Lake, spark: SparkSession) -> None:
+    lake.create("ranks")
+    serve = Lake(spark, lake.location, "serve")
+    Path(serve.address("ranks")).parent.mkdir(parents=True)
+    Path(lake.address("ranks")).rename(serve.address("ranks"))
+    with pytest.raises(LakeError, match="backtest"):
+        serve.create("ranks")
+
+
+def test_migration_adds_columns_that_old_rows_read_as_null(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    old = schema.TABLES["user_ids"]
+    added = Column("country", "string", "where the user lives")
+    new = Table(**{**old.__dict__, "migrations": (Migration(2, (added,)),)})
+    monkeypatch.setitem(schema.TABLES, "user_ids", new)
+    lake = Lake(lake.spark, lake.location, lake.mode)
+    with run(lake, "r2") as second:
+        rows = second.read("user_ids").drop("run_id").collect()
+        assert [row.country for row in rows] == [None]
+        df = lake.spark.createDataFrame([("b", 1, "nl")], "user string, user_id int, country string")
+        second.write("user_ids", df, "append")
+    found = {row.user: row.country for row in lake.load("user_ids").collect()}
+    assert found == {"a": None, "b": "nl"}
+
+
+def test_newer_schema_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = schema.TABLES["user_ids"]
+    newer = Table(**{**old.__dict__, "migrations": (Migration(2, (Column("x", "int", "x"),)),)})
+    monkeypatch.setitem(schema.TABLES, "user_ids", newer)
+    lake.create("user_ids")
+    monkeypatch.setitem(schema.TABLES, "user_ids", old)
+    lake = Lake(lake.spark, lake.location, lake.mode)
+    with pytest.raises(LakeError, match="newer recs"):
+        lake.create("user_ids")
+
+
+def test_tables_in_a_catalog(spark: SparkSession, tmp_path: Path) -> None:
+    spark.sql("CREATE SCHEMA IF NOT EXISTS recs_test_runs")
+    lake = Lake(spark, Location(str(tmp_path / "work"), catalog="recs_test_runs"), "backtest")
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    assert read(lake) == ["a"]
+    spark.sql("DROP SCHEMA recs_test_runs CASCADE")
