@@ -177,14 +177,15 @@ class Run:
     _outputs: dict[str, _Output] = field(default_factory=dict)
     _inputs: dict[str, int] = field(default_factory=dict)
     _committed: dict[str, int] = field(default_factory=dict)
+    started_at: datetime = datetime.min
     _started: float = 0.0
-    _started_at: datetime = datetime.min
+    _cleanups: list[Callable[[], None]] = field(default_factory=list)
 
     def __enter__(self) -> Run:
         self.lake.create("runs")
         self.ledger = Ledger(self.lake)
         self._started = time.monotonic()
-        self._started_at = datetime.now(timezone.utc)
+        self.started_at = datetime.now(timezone.utc)
         rows = self.ledger.rows()
         self._committed = self.ledger.versions(rows)
         self.attempt = 1 + sum(
@@ -267,6 +268,14 @@ class Run:
         output.rows += int(commit["operationMetrics"].get("numOutputRows", 0))
         return output.last
 
+    def rows_before(self, name: str) -> bool:
+        """Tell whether the table holds anything yet: committed, or written by this run."""
+        return self.has(name) or (name in self._outputs and self._outputs[name].writes > 0)
+
+    def after_commit(self, cleanup: Callable[[], None]) -> None:
+        """Call ``cleanup`` once the run is committed; not if it fails."""
+        self._cleanups.append(cleanup)
+
     def keep(self, name: str) -> None:
         """Make the table if it is missing and name its present version as an output."""
         self._open_output(name)
@@ -305,6 +314,8 @@ class Run:
 
     def _commit(self) -> None:
         self.ledger.append(self._row("finished"), self._check_outputs)
+        for cleanup in self._cleanups:
+            cleanup()
 
     def _check_outputs(self, rows: list[Row]) -> None:
         """Refuse the commit if another run committed or wrote any output since this one began."""
@@ -353,7 +364,7 @@ class Run:
             "outputs": {key(name): output.last for name, output in self._outputs.items()},
             "rows": {key(name): output.rows for name, output in self._outputs.items()},
             "details": dict(self.details),
-            "started_at": self._started_at,
+            "started_at": self.started_at,
             "seconds": None if state == "started" else time.monotonic() - self._started,
             "error": None,
         }

@@ -104,3 +104,20 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _scheme(uri: str) -> str:
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else ""
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copy a folder's content into ``target``, which is made."""
+    fs, path = filesystem(source)
+    _, target_path = filesystem(target)
+    for file in fs.find(path):
+        copied = join(target_path, file.removeprefix(fs._strip_protocol(path)))
+        fs.makedirs(copied.rpartition("/")[0], exist_ok=True)
+        fs.copy(file, copied)
+
+
+def remove_tree(uri: str) -> None:
+    """Remove a folder and all in it, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

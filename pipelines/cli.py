@@ -1,0 +1,230 @@
+"""The command line ``recs``; ``jobs/*.py`` call the same commands under spark-submit."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.progress import set_up_logging
+from pipelines.resources import conf_folder
+from recs.config import Config, ConfigError, load_config
+
+app = typer.Typer(
+    help="Distributed training of recommenders on Spark, Torch and Delta.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tune = typer.Typer(help="Search a model's settings on validation events.", no_args_is_help=True)
+app.add_typer(tune, name="tune")
+
+ConfigFile = Annotated[
+    str, typer.Option("--config", help="YAML file; a name of conf/ is found wherever recs lies.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over those of FILE.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Spark's and recs' own log.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print stages and tables; touch nothing.")]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run all stages of a configuration."""
+    settings = _load(config, overrides)
+    _run(None, settings, dry_run=dry_run, as_json=as_json, verbose=verbose)
+
+
+@app.command()
+def demo(
+    root: Annotated[str, typer.Option(help="Folder of the demo's lake.")] = "out/demo",
+    overrides: Overrides = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Generate events with planted structure and run all stages on them."""
+    from pipelines.demo import make_input
+    from pipelines.run import open_lake
+
+    set_up_logging(verbose)
+    raw = Path(root).absolute() / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    given = [f"root={root}", f"data={raw}", *(overrides or [])]
+    make_input(str(raw), verbose)
+    settings = _load("demo.yaml", given)
+    open_lake(settings, verbose=verbose)
+    _run(None, settings, dry_run=False, as_json=as_json, verbose=verbose)
+
+
+@app.command()
+def tables(
+    config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """List the committed tables with versions and row counts."""
+    from pipelines.run import list_tables, open_lake
+
+    settings = _load(config, overrides)
+    listed = list_tables(open_lake(settings, verbose=verbose))
+    _print_rows(listed, ["table", "version", "rows", "comment", "path"])
+    if as_json:
+        _print_document({"tables": {row.pop("table"): row for row in listed}})
+
+
+@tune.command("slim")
+def tune_slim(
+    config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """Search l1 and l2 on validation events, reusing one Gram matrix."""
+    from pipelines.run import open_lake
+    from pipelines.tune import search_slim
+
+    set_up_logging(verbose)
+    settings = _load(config, [*(overrides or []), "evaluate.split=validation"])
+    trials = search_slim(settings, open_lake(settings, verbose=verbose))
+    _print_rows(trials, ["l1", "l2", "metric", "k", "value", "nonzeros", "seconds"])
+    best = max(trials, key=lambda trial: trial["value"])
+    print(f"best: slim.l1={best['l1']} slim.l2={best['l2']}")
+    if as_json:
+        _print_document({"trials": trials, "best": best})
+
+
+def _stage_command(name: str, summary: str) -> None:
+    def command(
+        config: ConfigFile,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        settings = _load(config, overrides)
+        _run(name, settings, dry_run=dry_run, as_json=as_json, verbose=verbose)
+
+    app.command(name.replace("_", "-"), help=summary)(command)
+
+
+#: Stage → help. Kept beside the stages' own list by a test, so that ``--help`` needs no Spark.
+STAGE_COMMANDS = {
+    "ingest": "Read new events, items, users and candidate lists; put bad rows in quarantine.",
+    "vocabulary": "Number new users and items.",
+    "split": "Order events and put each in training, validation or test.",
+    "fit_popularity": "Count how popular items are.",
+    "fit_slim": "Solve SLIM per item in parallel.",
+    "recommend": "Write the top items of every user.",
+    "evaluate": "Rank held-out events and measure (mode backtest).",
+}
+for _name, _summary in STAGE_COMMANDS.items():
+    _stage_command(_name, _summary)
+
+
+def _load(config: str, overrides: list[str] | None) -> Config:
+    path = Path(config)
+    if not path.is_file() and (conf_folder() / path.name).is_file():
+        path = conf_folder() / path.name
+    return load_config(path, overrides)
+
+
+def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, verbose: bool) -> None:
+    from pipelines.run import STAGES, open_lake, run_stages, stages_of
+
+    set_up_logging(verbose)
+    stages = stages_of(config) if stage is None else [STAGES[stage]]
+    if stage == "evaluate" and config.mode == "serve":
+        raise ConfigError("mode serve holds nothing out; evaluate with mode=backtest")
+    if dry_run:
+        plan = [{"stage": s.name, "reads": list(s.reads), "writes": list(s.writes)} for s in stages]
+        for step in plan:
+            reads, writes = ", ".join(step["reads"]), ", ".join(step["writes"])
+            print(f"{step['stage']}: reads {reads}; writes {writes}")
+        if as_json:
+            _print_document({"stages": plan})
+        return
+    outcome = run_stages(stages, config, open_lake(config, verbose=verbose))
+    if outcome.metrics:
+        print(_metrics_table(outcome.metrics))
+    print(f"run {outcome.run_id}: {sum(outcome.seconds.values()):.1f} s in stages; tables:")
+    for name, table in outcome.tables.items():
+        print(f"  {name:<20} version {table['version']:>4}  {table['path']}")
+    if as_json:
+        _print_document(outcome.document())
+
+
+def _metrics_table(metrics: list[dict[str, Any]]) -> str:
+    """Lay the metrics out with a column a model."""
+    models = sorted({row["model"] for row in metrics})
+    values = {(r["protocol"], r["metric"], r["k"], r["model"]): r["value"] for r in metrics}
+    keys = sorted({key[:3] for key in values}, key=lambda key: (key[0], key[1], key[2] or 0))
+    lines = [f"{'protocol':<15}{'metric':<20}" + "".join(f"{model:>14}" for model in models)]
+    for protocol, metric, k in keys:
+        name = metric if k is None else f"{metric}@{k}"
+        cells = [values.get((protocol, metric, k, model)) for model in models]
+        shown = "".join(f"{'–' if cell is None else format(cell, '.4f'):>14}" for cell in cells)
+        lines.append(f"{protocol:<15}{name:<20}{shown}")
+    return "\n".join(lines)
+
+
+def _print_rows(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_document(document: dict[str, Any]) -> None:
+    print(json.dumps(document, default=str), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 1 a fault, 2 a user's mistake, 3 a gate.
+
+    A mistake of the user's (configuration, data, lake) is told in one line.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, standalone_mode=False)
+        return 0
+    except SystemExit as error:
+        return int(error.code or 0)
+    except Exception as error:
+        return _report(error, verbose={"-v", "--verbose"} & set(arguments) != set())
+
+
+def _report(error: Exception, verbose: bool) -> int:
+    import click
+
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return 2
+    name = type(error).__name__
+    mistake = isinstance(error, (ValueError, FileNotFoundError)) or name in _TOLD_IN_A_LINE
+    if verbose or not (mistake or name == "GateFailed"):
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    return 3 if name == "GateFailed" else 2 if mistake else 1
+
+
+#: By name, so that telling an error imports neither Spark nor Delta.
+_TOLD_IN_A_LINE = {
+    "LakeError",
+    "MissingTable",
+    "ConcurrentRun",
+    "SessionError",
+    "NotConverged",
+    "AnalysisException",
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Held-out targets ranked by every model, and the metrics of ranks and lists."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.job import Job, Stage
+from pipelines.models import MODELS
+from pipelines.prepare import read_histories
+from recs.config import Config, Gate
+from recs.data.histories import with_targets
+from recs.evaluation.lists import evaluate_lists
+from recs.evaluation.ranks import sum_ranks
+from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.jobs import rank
+from recs.ranking.protocols import RankingProtocol
+from recs.storage import join
+
+
+class GateFailed(RuntimeError):
+    """A metric lies below what the configuration asks for."""
+
+
+def run_evaluate(job: Job) -> None:
+    """Rank the held-out targets, then derive every metric from the ranks and the lists."""
+    settings = job.config.evaluate
+    folder = join(job.work_folder, "catalogue")
+    catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
+    job.write("ranks", reduce(DataFrame.unionByName, _ranks(job, catalogue)))
+    totals = sum_ranks(
+        job.read("ranks"),
+        settings.ks,
+        ties=settings.ties,
+        replicates=settings.bootstrap,
+        seed=job.config.seed,
+    )
+    versions = job.read("ranks").select("model", "model_version").distinct()
+    metrics = totals.metrics(job.spark)
+    lists = job.read("recommendations").where(F.col("model").isin(*job.config.models))
+    metrics = metrics.unionByName(
+        evaluate_lists(
+            lists, job.read("catalogue"), _categories(job), ks=settings.ks, split=settings.split
+        )
+    )
+    job.write("metrics", metrics.join(F.broadcast(versions), "model"))
+    if settings.baseline in job.config.models:
+        job.write("metric_differences", totals.differences(job.spark, settings.baseline))
+
+
+def _ranks(job: Job, catalogue: ItemCatalogue) -> list[DataFrame]:
+    """Rank under every protocol; models that read the same of a history share a pass."""
+    settings = job.config.evaluate
+    by_values: dict[str, list[str]] = {}
+    for name in job.config.models:
+        by_values.setdefault(MODELS[name].values(job), []).append(name)
+    recommenders = {name: MODELS[name].open(job) for name in job.config.models}
+    versions = {name: MODELS[name].version(job) for name in job.config.models}
+    version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
+    found = []
+    for values, names in by_values.items():
+        users = with_targets(
+            read_histories(job, values),
+            job.read("interactions"),
+            settings.split,
+            _candidate_lists(job),
+        ).persist()
+        for protocol in settings.protocols:
+            ranks = rank(
+                users,
+                [recommenders[name] for name in names],
+                RankingProtocol(protocol, seed=job.config.seed),
+                catalogue=catalogue,
+            )
+            ranks = ranks.withColumn("model_version", version[F.col("model")])
+            found.append(ranks.withColumn("split", F.lit(settings.split)))
+    return found
+
+
+def _candidate_lists(job: Job) -> DataFrame | None:
+    if not job.run.has("candidate_lists"):
+        return None
+    item_ids = job.read("item_ids").select("item", "item_id")
+    lists = job.read("candidate_lists").select("user", F.explode("candidates").alias("item"))
+    numbered = lists.join(item_ids, "item").join(job.read("user_ids").select("user", "user_id"), "user")
+    return numbered.groupBy("user_id").agg(F.collect_list("item_id").alias("candidates"))
+
+
+def _categories(job: Job) -> DataFrame | None:
+    """Return item_id, categories of the items that have any."""
+    if not job.run.has("items"):
+        return None
+    known = job.read("items").where(F.size("categories") > 0)
+    return known.join(job.read("item_ids").select("item", "item_id"), "item").select(
+        "item_id", "categories"
+    )
+
+
+def check_gates(config: Config, metrics: list[dict[str, object]]) -> None:
+    """Hold the metrics against the gates of the configuration.
+
+    Raises
+    ------
+    GateFailed
+        Naming each metric that lies below its gate, or is not measured.
+    """
+    failed = []
+    for gate in config.evaluate.gates:
+        value = _measured(gate, metrics)
+        if value is None:
+            failed.append(f"{gate.label} was not measured")
+        elif value < gate.at_least:
+            failed.append(f"{gate.label} is {value:.4f}, below {gate.at_least:.4f}")
+    if failed:
+        raise GateFailed("; ".join(failed))
+
+
+def _measured(gate: Gate, metrics: list[dict[str, object]]) -> float | None:
+    for row in metrics:
+        if all(row[key] == getattr(gate, key) for key in ("model", "protocol", "metric", "k")):
+            return float(row["value"])  # type: ignore[arg-type]
+    return None
+
+
+EVALUATE = Stage(
+    "evaluate",
+    "Rank held-out events and measure (mode backtest).",
+    reads=(
+        "interactions",
+        "catalogue",
+        "recommendations",
+        "candidate_lists",
+        "items",
+        "user_ids",
+        "item_ids",
+        "popularity",
+        "item_weights",
+    ),
+    writes=("ranks", "metrics", "metric_differences"),
+    settings=("mode", "seed", "models", "evaluate", "recommend"),
+    work=run_evaluate,
+)

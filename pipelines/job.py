@@ -1,0 +1,128 @@
+"""What a stage is, and how one is run: committed whole, or as if it had never begun."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from recs.config import Config
+from recs.lake import Lake, LakeError, Write
+from recs.runs import Finished, Ledger, Run
+from recs.storage import remove_tree
+
+log = logging.getLogger("recs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works with: the configuration, and the run that reads and writes its tables."""
+
+    config: Config
+    run: Run
+
+    @property
+    def lake(self) -> Lake:
+        """The lake."""
+        return self.run.lake
+
+    @property
+    def spark(self) -> SparkSession:
+        """The session."""
+        return self.run.lake.spark
+
+    @property
+    def work_folder(self) -> str:
+        """Folder of working files of this attempt; removed when it ends."""
+        attempt = f"{self.run.run_id}-{self.run.stage}-{self.run.attempt}"
+        return self.lake.location.work(self.config.mode, attempt)
+
+    @property
+    def fit_splits(self) -> tuple[str, ...]:
+        """Splits whose events models are fitted on and read as history."""
+        held_out_later = self.config.mode == "backtest" and self.config.evaluate.split == "validation"
+        return ("train",) if held_out_later else ("train", "validation")
+
+    def read(self, table: str) -> DataFrame:
+        """Return a table as committed when the run began."""
+        return self.run.read(table)
+
+    def write(self, table: str, df: DataFrame, how: Write = "overwrite", **options: Any) -> None:
+        """Write a table; seen by others when the run commits."""
+        self.run.write(table, df, how, **options)
+
+    def num_items(self) -> int:
+        """Return the size of the vocabulary of items."""
+        return self._size("item_ids")
+
+    def num_users(self) -> int:
+        """Return the size of the vocabulary of users."""
+        return self._size("user_ids")
+
+    def _size(self, table: str) -> int:
+        # Ids are dense, so that their number is the table's row count, which Delta's log knows.
+        return self.read(table).count()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline.
+
+    Attributes
+    ----------
+    name
+        As in the command line and in ``runs``.
+    help
+        One line.
+    reads, writes
+        Tables, for ``--dry-run`` and checks.
+    settings
+        Top-level settings it depends on; their hash is kept with the run.
+    shared
+        Its tables serve both modes.
+    work
+        The step itself.
+    """
+
+    name: str
+    help: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    settings: tuple[str, ...]
+    work: Callable[[Job], None]
+    shared: bool = False
+
+
+def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished:
+    """Run a stage and return its committed run; a stage that this run finished is not run again.
+
+    Raises
+    ------
+    LakeError
+        If the run finished the stage with other settings; what the stage and the lake raise.
+    """
+    config_hash = config.hash(*stage.settings)
+    ledger = Ledger(lake)
+    done = ledger.newest(stage.name, run_id)
+    if done is not None:
+        if done.config_hash != config_hash:
+            raise LakeError(
+                f"run {run_id} has finished {stage.name} with other settings: take another run_id"
+            )
+        log.info("already finished by this run", extra={"stage": stage.name})
+        return done
+    with Run(lake, stage.name, run_id, config_hash, shared=stage.shared) as run:
+        job = Job(config, run)
+        try:
+            stage.work(job)
+        finally:
+            lake.spark.catalog.clearCache()
+            remove_tree(job.work_folder)
+    finished = ledger.newest(stage.name, run_id)
+    assert finished is not None
+    return finished
+
+

@@ -1,0 +1,149 @@
+"""Models in the pipeline: how each is fitted, and how its tables become a recommender again.
+
+The next model is one entry of :data:`MODELS`, and its name in ``recs.config.ModelName``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.job import Job, Stage
+from recs.data import histories
+from recs.matrix import write_csr
+from recs.ranking.popularity import write_popularity
+from recs.ranking.scoring import Recommender
+from recs.ranking.slim import SlimModel
+from recs.runs import Ledger
+from recs.slim.fit import fit, require_converged
+from recs.storage import join
+
+log = logging.getLogger("recs")
+
+
+@dataclass(frozen=True)
+class PipelineModel:
+    """A model: the stage that fits it, and ``open``, which makes a recommender of its tables.
+
+    ``values`` tells what the model reads of a history: whether an item is there, or its weight.
+    """
+
+    name: str
+    fit: Stage
+    open: Callable[[Job], Recommender]
+    values: Callable[[Job], str] = lambda job: "binary"
+
+    def version(self, job: Job) -> str:
+        """Return the run that fitted the model as it is read now."""
+        fitted = Ledger(job.lake).newest(self.fit.name)
+        assert fitted is not None
+        return fitted.run_id
+
+
+def fit_popularity(job: Job) -> None:
+    """Count each item's positive training events, of all times or of the last days."""
+    days = job.config.popularity.days
+    events = job.read("interactions").where(
+        F.col("positive") & F.col("split").isin(*job.fit_splits)
+    )
+    if days is not None:
+        # One row; data without times has none that is recent.
+        latest = events.agg(F.max("timestamp").alias("latest"))
+        recent = F.col("timestamp") > F.col("latest") - F.make_dt_interval(days=F.lit(days))
+        events = events.join(F.broadcast(latest), recent)
+    counts = events.groupBy("item_id").agg(F.count("*").cast("float").alias("score"))
+    job.write("popularity", counts.withColumn("model", F.lit("popularity")))
+
+
+def open_popularity(job: Job) -> Recommender:
+    """Return the popularity model as fitted."""
+    counts = job.read("popularity").where(F.col("model") == "popularity")
+    return write_popularity(counts, join(job.work_folder, "popularity"), job.num_items())
+
+
+def fit_slim(job: Job) -> None:
+    """Solve SLIM for every item; nothing is written unless all have converged."""
+    settings = job.config.slim
+    pairs = histories.pairs(job.read("interactions"), job.fit_splits, settings.values)
+    warm = _weights(job) if settings.warm_start and job.run.has("item_weights") else None
+    fits = fit(
+        pairs,
+        join(job.work_folder, "slim"),
+        num_users=job.num_users(),
+        num_items=job.num_items(),
+        l1=settings.l1,
+        l2=settings.l2,
+        tolerance=settings.tolerance,
+        max_iterations=settings.max_iterations,
+        memory_budget_bytes=settings.memory_budget_mb * 2**20,
+        warm_start=warm,
+    ).persist()
+    require_converged(fits)
+    weights = fits.select("item_id", F.arrays_zip("neighbours", "weights").alias("w"))
+    weights = weights.select("item_id", F.explode("w").alias("w"))
+    weights = weights.select(
+        F.lit("slim").alias("model"),
+        "item_id",
+        F.col("w.neighbours").alias("neighbour_id"),
+        F.col("w.weights").alias("weight"),
+    )
+    job.write("item_weights", weights)
+    job.write("item_fits", fits.withColumn("model", F.lit("slim")))
+    fits.unpersist()
+
+
+def open_slim(job: Job) -> Recommender:
+    """Return SLIM as fitted: W in files, by neighbour."""
+    num_items = job.num_items()
+    files = write_csr(
+        _weights(job),
+        join(job.work_folder, "weights"),
+        row="neighbour_id",
+        column="item_id",
+        value="weight",
+        shape=(num_items, num_items),
+    )
+    return SlimModel("slim", files)
+
+
+def _weights(job: Job) -> DataFrame:
+    rows = job.read("item_weights").where(F.col("model") == "slim")
+    return rows.select("item_id", "neighbour_id", "weight")
+
+
+_FIT_SETTINGS = ("mode", "seed", "split", "evaluate")
+
+MODELS: dict[str, PipelineModel] = {
+    model.name: model
+    for model in (
+        PipelineModel(
+            "popularity",
+            Stage(
+                "fit_popularity",
+                "Count how popular items are.",
+                reads=("interactions",),
+                writes=("popularity",),
+                settings=(*_FIT_SETTINGS, "popularity"),
+                work=fit_popularity,
+            ),
+            open_popularity,
+        ),
+        PipelineModel(
+            "slim",
+            Stage(
+                "fit_slim",
+                "Solve SLIM per item in parallel.",
+                reads=("interactions", "user_ids", "item_ids"),
+                writes=("item_weights", "item_fits"),
+                settings=(*_FIT_SETTINGS, "slim"),
+                work=fit_slim,
+            ),
+            open_slim,
+            values=lambda job: job.config.slim.values,
+        ),
+    )
+}

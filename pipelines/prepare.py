@@ -1,0 +1,146 @@
+"""Raw events → events, ids, interactions: the stages before any model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timezone
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.job import Job, Stage
+from recs.data import entities, histories, ingest, split, vocabulary
+from recs.runs import Ledger
+from recs.storage import copy_tree, remove_tree
+
+log = logging.getLogger("recs")
+
+
+def run_ingest(job: Job) -> None:
+    """Read what is new of the events, and items, users and candidate lists as they are now."""
+    config, run = job.config, job.run
+    last = Ledger(job.lake).newest("ingest")
+    checkpoints = job.lake.location.work("checkpoints", f"{run.run_id}-{run.attempt}")
+    remove_tree(checkpoints)
+    if last is not None:
+        copy_tree(last.details["checkpoints"], checkpoints)
+    run.keep("events")
+    run.keep("quarantine")
+    counts = ingest.Counts(0, {}, {})
+    now = run.started_at.astimezone(timezone.utc).replace(tzinfo=None)
+    for source in config.events.sources:
+        path = config.locate(source)
+
+        def handle(batch: DataFrame, source=source) -> None:  # type: ignore[no-untyped-def]
+            nonlocal counts
+            parsed = ingest.parse(batch, source, config.events, now=now)
+            known = run.read("events") if run.rows_before("events") else None
+            marked = ingest.mark_duplicates(parsed, source, known).persist()
+            accepted, quarantine = ingest.split_accepted(marked)
+            job.write("events", accepted, "append")
+            counts += ingest.count(marked)
+            if counts.rejected:
+                job.write("quarantine", quarantine, "append")
+            marked.unpersist()
+
+        folder = ingest.checkpoint_folder(checkpoints, path)
+        ingest.each_new_batch(job.spark, source, path, folder, handle)
+    counts.require(config.events.max_reject_share)
+    run.details["checkpoints"] = checkpoints
+    run.details["rejected"] = json.dumps(counts.rejected)
+    log.info("events read", extra={"accepted": counts.accepted, **counts.rejected})
+    if last is not None:
+        run.after_commit(lambda: remove_tree(last.details["checkpoints"]))
+    _entities(job)
+
+
+def _entities(job: Job) -> None:
+    config = job.config
+    for item_source in config.items:
+        new = entities.items(job.spark, item_source, config.locate(item_source))
+        old = job.read("items") if job.run.has("items") else None
+        job.write("items", entities.newest(old, new, "item"))
+    for user_source in config.users:
+        new = entities.users(job.spark, user_source, config.locate(user_source))
+        old = job.read("users") if job.run.has("users") else None
+        job.write("users", entities.newest(old, new, "user"))
+    lists = [
+        entities.candidate_lists(job.spark, source, config.locate(source))
+        for source in config.candidates
+    ]
+    for number, df in enumerate(lists):
+        job.write("candidate_lists", df, "append" if number else "overwrite")
+
+
+def run_vocabulary(job: Job) -> None:
+    """Number new users and items; those numbered before keep their numbers."""
+    events = job.read("events")
+    users, items = events.select("user"), events.select("item")
+    if job.run.has("items"):
+        items = items.union(job.read("items").select("item"))
+    if job.run.has("candidate_lists"):
+        lists = job.read("candidate_lists")
+        users = users.union(lists.select("user"))
+        items = items.union(lists.select(F.explode("candidates").alias("item")))
+    for table, key, found in (("user_ids", "user", users), ("item_ids", "item", items)):
+        known = job.read(table) if job.run.has(table) else None
+        new = vocabulary.new_ids(found, known, key=key, number=f"{key}_id")
+        job.write(table, new, "append")
+
+
+def run_split(job: Job) -> None:
+    """Put every event in its split, and name the items that may be recommended."""
+    config = job.config
+    rows = split.interactions(
+        job.read("events"),
+        job.read("user_ids"),
+        job.read("item_ids"),
+        config.split,
+        hold_out=config.mode == "backtest",
+        files_give_validation=any(s.held_out == "validation" for s in config.events.sources),
+        seed=config.seed,
+    )
+    job.write("interactions", rows)
+    named = split.catalogue(
+        job.read("interactions"), job.read("item_ids"), job.fit_splits, config.split.recommendable
+    )
+    job.write("catalogue", named)
+
+
+def read_histories(job: Job, values: str = "binary") -> DataFrame:
+    """Return what models read of each user, of the splits that they are fitted on."""
+    return histories.histories(
+        job.read("interactions"),
+        job.fit_splits,
+        "weight" if values == "weight" else "binary",
+        exclude_seen=job.config.recommend.exclude_seen,
+    )
+
+
+INGEST = Stage(
+    "ingest",
+    "Read new events, items, users and candidate lists; put bad rows in quarantine.",
+    reads=("events",),
+    writes=("events", "quarantine", "items", "users", "candidate_lists"),
+    settings=("events", "items", "users", "candidates", "data", "folder"),
+    work=run_ingest,
+    shared=True,
+)
+VOCABULARY = Stage(
+    "vocabulary",
+    "Number new users and items.",
+    reads=("events", "items", "candidate_lists"),
+    writes=("user_ids", "item_ids"),
+    settings=(),
+    work=run_vocabulary,
+    shared=True,
+)
+SPLIT = Stage(
+    "split",
+    "Order events and put each in training, validation or test.",
+    reads=("events", "user_ids", "item_ids"),
+    writes=("interactions", "catalogue"),
+    settings=("mode", "seed", "split", "evaluate"),
+    work=run_split,
+)

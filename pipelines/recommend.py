@@ -1,0 +1,51 @@
+"""Fitted models → the top items of every user."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.job import Job, Stage
+from pipelines.models import MODELS
+from pipelines.prepare import read_histories
+from recs.ranking.files import write_catalogue
+from recs.ranking.jobs import recommend
+from recs.storage import join
+
+
+def run_recommend(job: Job) -> None:
+    """Write every model's list of every user; popularity serves users without history."""
+    settings = job.config.recommend
+    folder = join(job.work_folder, "catalogue")
+    catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
+    fallback = MODELS["popularity"].open(job)
+    lists = []
+    for name in job.config.models:
+        model = MODELS[name]
+        found = recommend(
+            read_histories(job, model.values(job)),
+            fallback if name == "popularity" else model.open(job),
+            k=settings.k,
+            catalogue=catalogue,
+            why=settings.why,
+            fallback=None if name == "popularity" else fallback,
+        )
+        lists.append(found.withColumn("model_version", F.lit(model.version(job))))
+    numbered = reduce(DataFrame.unionByName, lists)
+    named = numbered.join(job.read("item_ids").select("item", "item_id"), "item_id")
+    job.write(
+        "recommendations",
+        named.join(job.read("user_ids").select("user", "user_id"), "user_id"),
+    )
+
+
+RECOMMEND = Stage(
+    "recommend",
+    "Write the top items of every user.",
+    reads=("interactions", "catalogue", "user_ids", "item_ids", "popularity", "item_weights"),
+    writes=("recommendations",),
+    settings=("mode", "models", "recommend", "evaluate"),
+    work=run_recommend,
+)

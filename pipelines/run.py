@@ -1,0 +1,138 @@
+"""The whole pipeline of a configuration, and single stages of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from pipelines.evaluate import EVALUATE, check_gates
+from pipelines.job import Stage, run_stage
+from pipelines.models import MODELS
+from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+from pipelines.progress import Progress
+from pipelines.recommend import RECOMMEND
+from recs.config import Config
+from recs.lake import Lake, Location
+from recs.runs import Ledger, new_run_id
+from recs.schema import MODES, TABLES
+from recs.session import get_session
+
+log = logging.getLogger("recs")
+
+#: Every stage, in the order of the data.
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        INGEST,
+        VOCABULARY,
+        SPLIT,
+        *(model.fit for model in MODELS.values()),
+        RECOMMEND,
+        EVALUATE,
+    )
+}
+
+
+@dataclass
+class Outcome:
+    """What a command did: metrics, the tables at their versions, seconds a stage."""
+
+    run_id: str
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of the command line."""
+        return {
+            "run_id": self.run_id,
+            "metrics": self.metrics,
+            "tables": self.tables,
+            "seconds": self.seconds,
+        }
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """Return the stages of the whole pipeline: popularity is always fitted, as the fallback."""
+    fits = [
+        model.fit
+        for name, model in MODELS.items()
+        if name in config.models or name == "popularity"
+    ]
+    stages = [INGEST, VOCABULARY, SPLIT, *fits, RECOMMEND]
+    return [*stages, EVALUATE] if config.mode == "backtest" else stages
+
+
+def open_lake(config: Config, *, verbose: bool = False) -> Lake:
+    """Start Spark with the configuration's settings and return its lake."""
+    spark = get_session(f"recs {config.name}", conf=config.spark, verbose=verbose)
+    return Lake(spark, Location(config.root, config.catalog), config.mode)
+
+
+def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
+    """Run stages in order and return what they did.
+
+    Raises
+    ------
+    recs.lake.LakeError
+        If a stage's inputs are missing or another run is in the way.
+    pipelines.evaluate.GateFailed
+        After everything is written, if a metric misses its gate.
+    """
+    outcome = Outcome(config.run_id or new_run_id())
+    with Progress(lake.spark, outcome.run_id, len(stages)) as progress:
+        for stage in stages:
+            with progress.stage(stage.name):
+                finished = run_stage(stage, lake, config, outcome.run_id)
+            outcome.seconds[stage.name] = round(finished.seconds, 3)
+    outcome.tables = table_versions(lake)
+    if EVALUATE in stages:
+        outcome.metrics = read_metrics(lake)
+        check_gates(config, outcome.metrics)
+    return outcome
+
+
+def table_versions(lake: Lake) -> dict[str, dict[str, Any]]:
+    """Return the committed tables that the lake's mode sees: path and Delta version."""
+    versions = Ledger(lake).versions()
+    return {
+        name: {"path": lake.address(name), "version": versions[lake.key(name)]}
+        for name in TABLES
+        if lake.key(name) in versions
+    }
+
+
+def list_tables(lake: Lake) -> list[dict[str, Any]]:
+    """Return every committed table of both modes with version, rows and meaning."""
+    listed = []
+    for mode in MODES:
+        seen = Lake(lake.spark, lake.location, mode)
+        versions = Ledger(seen).versions()
+        for name, table in TABLES.items():
+            shared = table.scope == "lake"
+            if seen.key(name) not in versions or (shared and mode != MODES[0]):
+                continue
+            version = versions[seen.key(name)]
+            listed.append(
+                {
+                    "table": seen.key(name),
+                    "path": seen.address(name),
+                    "version": version,
+                    "rows": seen.load(name, version).count(),
+                    "comment": table.comment,
+                }
+            )
+    return listed
+
+
+def read_metrics(lake: Lake) -> list[dict[str, Any]]:
+    """Return the metrics over all users of the newest evaluation."""
+    version = Ledger(lake).versions()[lake.key("metrics")]
+    rows = lake.load("metrics", version).where(F.col("slice") == "all")
+    names = ["model", "protocol", "split", "metric", "k", "value", "lower", "upper", "users"]
+    ordered = rows.orderBy("protocol", "metric", "k", "model")
+    return [row.asDict() for row in ordered.select(*names).collect()]

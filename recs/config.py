@@ -1,0 +1,418 @@
+"""Typed models of conf/*.yaml: what to run, on which data, with which settings.
+
+A file and ``key=value`` overrides become one :class:`Config`. An unknown key, a wrong type or a
+missing path is refused here, before Spark starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from recs.storage import StorageError, check_uri, join
+
+ModelName = Literal["popularity", "slim"]
+MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run, with the key at fault and the mend."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Source(_Strict):
+    """Files or a table to read.
+
+    Attributes
+    ----------
+    path
+        One path, or several of which the first that exists is read; relative paths are looked up
+        in the data folder, with and without ``.gz``. A folder is read whole, with its subfolders.
+    format
+        ``csv`` (any separator), ``jsonl``, ``parquet`` or ``delta``.
+    fields
+        Names of the columns of a csv file, in order; None takes them from its first line.
+    """
+
+    path: str | list[str]
+    format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
+    separator: str = ","
+    quote: str = '"'
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    fields: list[str] | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """The alternatives of ``path``."""
+        return [self.path] if isinstance(self.path, str) else self.path
+
+
+class EventColumns(_Strict):
+    """Which column of the data plays which role.
+
+    ``timestamp`` has no default: data without times says so with ``timestamp: null`` and is ordered
+    by ``position``, or by line where that is null too.
+    """
+
+    user: str
+    item: str
+    timestamp: str | None
+    position: str | None = None
+    event_type: str | None = None
+    weight: str | None = None
+    context: list[str] = []
+
+
+class EventSource(Source):
+    """Event files; ``held_out`` names the split that the data set's own files give them."""
+
+    columns: EventColumns
+    timestamp_format: str = Field(
+        "iso", description="seconds, milliseconds, iso, or a Spark datetime pattern"
+    )
+    held_out: Literal["train", "validation", "test"] | None = None
+
+    @model_validator(mode="after")
+    def _order_is_known(self) -> EventSource:
+        ordered = self.columns.timestamp or self.columns.position
+        if self.format == "delta" and not ordered:
+            raise ValueError(
+                "a Delta table keeps no order of rows: give columns.timestamp or columns.position"
+            )
+        return self
+
+
+class EventType(_Strict):
+    """A kind of event: what it weighs, and whether it says that the user wants the item."""
+
+    weight: NonNegative = 1.0
+    polarity: Literal["positive", "negative"] = "positive"
+
+
+class Events(_Strict):
+    """What is delivered, and what is accepted of it."""
+
+    sources: list[EventSource] = Field(min_length=1)
+    types: dict[str, EventType] = {"view": EventType()}
+    default_type: str = "view"
+    floor: datetime = datetime(1990, 1, 1)
+    allowed_skew_hours: NonNegative = 24.0
+    max_reject_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _default_type_is_known(self) -> Events:
+        if self.default_type not in self.types:
+            raise ValueError(f"default_type {self.default_type!r} is none of types {list(self.types)}")
+        return self
+
+
+class CandidateSource(Source):
+    """Candidate lists in NCF's form: ``(user,item)`` and its candidates, tab separated."""
+
+    format: Literal["ncf"] = "ncf"  # type: ignore[assignment]
+
+
+class ItemSource(Source):
+    """What is known of items. ``category_flags`` are 0/1 columns named by their category."""
+
+    item: str
+    title: str | None = None
+    categories: str | None = None
+    category_separator: str = "|"
+    category_flags: list[str] = []
+    text: str | None = None
+    attributes: list[str] = []
+
+
+class UserSource(Source):
+    """What is known of users."""
+
+    user: str
+    attributes: list[str] = []
+
+
+class Split(_Strict):
+    """How events become training, validation and test.
+
+    Attributes
+    ----------
+    method
+        ``leave_one_out``: a user's last positive event is the test, the one before the validation;
+        ``global_time``: events from ``validation_from`` and ``test_from`` on;
+        ``random``: ``held_out_per_user`` seeded random positives a user and split, for data without
+        order; ``files``: as the event sources say by ``held_out``, with ``held_out_per_user``
+        seeded random training positives as validation where no file gives one.
+    min_user_events, min_item_events
+        The k-core: users and items with fewer positive events are left out, until none is left.
+    max_user_events
+        Users with more events than this (bots): ``latest`` keeps their last so many, ``drop``
+        leaves the users out. The events themselves stay in ``events``.
+    repeats
+        ``keep`` every event, or ``merge`` a user's events of an item into the last of them, with
+        the sum of their weights.
+    recommendable
+        Items that may be recommended, and from which negatives are drawn: ``train`` (those with a
+        positive training event) or ``all``.
+    """
+
+    method: Literal["leave_one_out", "global_time", "random", "files"] = "leave_one_out"
+    validation_from: datetime | None = None
+    test_from: datetime | None = None
+    held_out_per_user: PositiveInt = 1
+    min_user_events: PositiveInt = 1
+    min_item_events: PositiveInt = 1
+    max_user_events: PositiveInt | None = None
+    over_cap: Literal["latest", "drop"] = "latest"
+    repeats: Literal["keep", "merge"] = "keep"
+    recommendable: Literal["train", "all"] = "train"
+
+    @model_validator(mode="after")
+    def _times_are_given(self) -> Split:
+        if self.method == "global_time" and not (self.validation_from and self.test_from):
+            raise ValueError("method global_time needs validation_from and test_from")
+        return self
+
+
+class Slim(_Strict):
+    """SLIM's objective and how exactly it is solved."""
+
+    l1: NonNegative = 5.0
+    l2: NonNegative = 5.0
+    values: Literal["binary", "weight"] = "binary"
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    max_iterations: PositiveInt = 1000
+    memory_budget_mb: PositiveInt = 1024
+    warm_start: bool = False
+
+
+class Popularity(_Strict):
+    """Popularity: positive events of an item, of all times or the last ``days``."""
+
+    days: PositiveInt | None = None
+
+
+class Recommend(_Strict):
+    """The lists."""
+
+    k: PositiveInt = 20
+    exclude_seen: bool = True
+    why: Annotated[int, Field(ge=0)] = 3
+
+
+class Gate(_Strict):
+    """A metric that must not fall below a value; a backtest that misses it fails, and says so."""
+
+    model: ModelName
+    metric: str
+    at_least: float
+    k: PositiveInt | None = 10
+    protocol: str = "full"
+
+    @property
+    def label(self) -> str:
+        """The metric as people write it."""
+        at = "" if self.k is None else f"@{self.k}"
+        return f"{self.metric}{at} of {self.model} ({self.protocol})"
+
+
+class Evaluate(_Strict):
+    """What is measured.
+
+    ``split: test`` fits on training and validation events and ranks the test targets;
+    ``validation`` fits on training events alone.
+    """
+
+    split: Literal["validation", "test"] = "test"
+    protocols: list[Literal["full", "uniform100", "popularity100", "given"]] = ["full"]
+    ks: list[PositiveInt] = [1, 5, 10, 20]
+    ties: Literal["against", "half"] = "against"
+    bootstrap: PositiveInt = 200
+    baseline: ModelName = "popularity"
+    gates: list[Gate] = []
+
+
+class TuneSlim(_Strict):
+    """The grid that ``recs tune slim`` searches on validation events."""
+
+    l1: list[NonNegative] = [1.0, 2.0, 5.0, 10.0]
+    l2: list[NonNegative] = [1.0, 10.0, 100.0, 500.0]
+    protocol: Literal["full", "uniform100", "popularity100"] = "full"
+    metric: Literal["ndcg", "hr", "mrr"] = "ndcg"
+    k: PositiveInt = 10
+
+
+class Config(_Strict):
+    """Everything a pipeline needs."""
+
+    name: str
+    root: str
+    catalog: str | None = None
+    mode: Literal["backtest", "serve"] = "backtest"
+    seed: int = 42
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:+-]{1,100}$")
+    data: str | None = None
+    folder: str | None = Field(None, description="subfolder of data, where data holds several sets")
+    models: list[ModelName] = ["popularity", "slim"]
+    events: Events
+    items: list[ItemSource] = []
+    users: list[UserSource] = []
+    candidates: list[CandidateSource] = []
+    split: Split = Split()
+    slim: Slim = Slim()
+    popularity: Popularity = Popularity()
+    recommend: Recommend = Recommend()
+    evaluate: Evaluate = Evaluate()
+    tune_slim: TuneSlim = TuneSlim()
+    spark: dict[str, str] = {}
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("root", "data")
+    @classmethod
+    def _safe_uri(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_uri(value)
+            except StorageError as error:
+                raise ValueError(str(error)) from error
+            if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", value):
+                value = os.path.abspath(os.path.expanduser(value))
+        return value
+
+    def hash(self, *sections: str) -> str:
+        """Return a hash of the given top-level settings, the same for equal values."""
+        values = self.model_dump(mode="json", include=set(sections))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def locate(self, source: Source) -> str:
+        """Return the path of a source: the first of its alternatives that exists.
+
+        Remote paths are returned as they are; Spark tells if they are missing.
+
+        Raises
+        ------
+        ConfigError
+            If a local path does not exist.
+        """
+        tried = []
+        for path in source.paths:
+            if re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", path):
+                return check_uri(path)
+            bases = [self.data] if self.data else []
+            if self.data and self.folder:
+                bases.insert(0, join(self.data, self.folder))
+            for base in bases if not os.path.isabs(path) else [""]:
+                full = join(base, path) if base else path
+                if "://" in full:
+                    return full
+                for name in (full, full + ".gz"):
+                    if glob.glob(name):
+                        return name
+                tried.append(full)
+        if not self.data and not tried:
+            raise ConfigError(f"{source.paths[0]!r} lies in the data folder: give it as data=FOLDER")
+        raise ConfigError(f"none of these exists: {', '.join(tried)}; give the folder as data=FOLDER")
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply ``key=value`` overrides (dotted keys), and check it all.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path} must hold keys and values, it holds {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    for override in overrides or []:
+        _apply(values, override)
+    if "root" not in values:
+        raise ConfigError("no place for the tables is given: add root=FOLDER (local, s3a://, …)")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from error
+    for source in (*config.events.sources, *config.items, *config.users, *config.candidates):
+        config.locate(source)
+    return config
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must have the form key=value, as in slim.l1=2")
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else _element(node, parent, key)
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: {'.'.join(parents)} holds no keys")
+    node[last] = text if key in ("root", "data", "run_id", "name") else yaml.safe_load(text)
+
+
+def _element(node: Any, index: str, key: str) -> Any:
+    if isinstance(node, list) and index.isdigit() and int(index) < len(node):
+        return node[int(index)]
+    raise ConfigError(f"override {key!r}: there is no {index!r}")
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+            lines.append(f"unknown key {where!r}; the nearest known key is {near[0]!r}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+            lines.append(f"key {where!r}: {message}{given}")
+    return f"config {path}: " + "; ".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the model at a location of the configuration."""
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int) or not hasattr(model, "model_fields"):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else model
+        model = _model_in(annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model), None)

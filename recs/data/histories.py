@@ -1,0 +1,101 @@
+"""Interactions in the forms that models read: unique pairs to fit on, histories to score from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+
+def pairs(
+    interactions: DataFrame, fit_splits: tuple[str, ...], values: Literal["binary", "weight"]
+) -> DataFrame:
+    """Return unique (user_id, item_id, value float) of the positive interactions fitted on.
+
+    ``value`` is 1, or the pair's weights summed in the order of events.
+    """
+    fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
+    if values == "binary":
+        unique = fitted.select("user_id", "item_id").distinct()
+        return unique.withColumn("value", F.lit(1.0).cast("float"))
+    ordered = F.array_sort(F.collect_list(F.struct("sequence", "weight")))
+    total = F.aggregate(ordered, F.lit(0.0), lambda total, event: total + event["weight"])
+    summed = fitted.groupBy("user_id", "item_id").agg(total.cast("float").alias("value"))
+    return summed.where("value > 0")
+
+
+def histories(
+    interactions: DataFrame,
+    fit_splits: tuple[str, ...],
+    values: Literal["binary", "weight"],
+    *,
+    exclude_seen: bool,
+) -> DataFrame:
+    """Return what models read of each user.
+
+    Returns
+    -------
+    DataFrame
+        ``user_id``; ``history`` array<int>, the items of :func:`pairs` ascending; ``values``
+        array<float> beside it; ``seen`` array<int> ascending, the items never to be recommended
+        (disliked ones always; all that were interacted with if ``exclude_seen``).
+    """
+    liked = pairs(interactions, fit_splits, values).groupBy("user_id").agg(
+        F.array_sort(F.collect_list(F.struct("item_id", "value"))).alias("_pairs")
+    )
+    known = interactions.where(F.col("split").isin(*fit_splits))
+    unwanted = known if exclude_seen else known.where(~F.col("positive"))
+    seen = unwanted.groupBy("user_id").agg(F.array_sort(F.collect_set("item_id")).alias("seen"))
+    users = interactions.select("user_id").distinct()
+    joined = users.join(liked, "user_id", "left").join(seen, "user_id", "left")
+    return joined.select(
+        "user_id",
+        F.coalesce(F.col("_pairs.item_id"), F.array().cast("array<int>")).alias("history"),
+        F.coalesce(F.col("_pairs.value"), F.array().cast("array<float>")).alias("values"),
+        F.coalesce("seen", F.array().cast("array<int>")).alias("seen"),
+    )
+
+
+def with_targets(
+    histories: DataFrame,
+    interactions: DataFrame,
+    split: str,
+    candidate_lists: DataFrame | None = None,
+) -> DataFrame:
+    """Keep the users with held-out targets, and add what evaluation needs.
+
+    Parameters
+    ----------
+    histories
+        Of :func:`histories`.
+    interactions
+        The table.
+    split
+        ``validation`` or ``test``.
+    candidate_lists
+        user_id, item_id (the target), candidates array<int>, where the data set gives lists.
+
+    Returns
+    -------
+    DataFrame
+        ``histories`` with ``targets`` array<int> ascending (positive items of the split),
+        ``positives`` array<int> ascending (all the user's items in any split: never drawn as
+        negatives) and ``candidates`` array<int> (empty where none are given).
+    """
+    held_out = interactions.where(F.col("positive") & (F.col("split") == split))
+    targets = held_out.groupBy("user_id").agg(
+        F.array_sort(F.collect_set("item_id")).alias("targets")
+    )
+    known = interactions.groupBy("user_id").agg(
+        F.array_sort(F.collect_set("item_id")).alias("positives")
+    )
+    joined = histories.join(targets, "user_id").join(known, "user_id")
+    none = F.array().cast("array<int>")
+    if candidate_lists is None:
+        return joined.withColumn("candidates", none)
+    lists = candidate_lists.groupBy("user_id").agg(
+        F.array_sort(F.array_distinct(F.flatten(F.collect_list("candidates")))).alias("candidates")
+    )
+    joined = joined.join(lists, "user_id", "left")
+    return joined.withColumn("candidates", F.coalesce("candidates", none))

@@ -1,0 +1,290 @@
+"""Raw events → accepted ``events`` and a ``quarantine`` of rejected rows with their reasons.
+
+New files (or table versions) are found by Structured Streaming with ``availableNow``; its
+checkpoint is the ledger of what was read. The checkpoint belongs to the run: a run starts from a
+copy of the last finished run's, so that it is committed, or forgotten, with the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from recs.config import Events, EventSource
+from recs.data.sources import LINE, MALFORMED, RAW, SOURCE, open_stream, rows
+from recs.storage import join
+
+REASON = "_reason"
+DUPLICATE = "duplicate"
+
+
+class TooManyRejects(ValueError):
+    """More of the delivered rows were rejected than the configuration allows."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of a delivery by what became of them."""
+
+    accepted: int
+    rejected: dict[str, int]
+    examples: dict[str, str]
+
+    def __add__(self, other: Counts) -> Counts:
+        reasons = sorted({*self.rejected, *other.rejected})
+        return Counts(
+            self.accepted + other.accepted,
+            {r: self.rejected.get(r, 0) + other.rejected.get(r, 0) for r in reasons},
+            {**other.examples, **self.examples},
+        )
+
+    def require(self, max_share: float) -> None:
+        """Refuse a delivery with too many bad rows.
+
+        A second delivery of the same events is not bad data: duplicates do not count.
+
+        Raises
+        ------
+        TooManyRejects
+            With the number, reasons and one example a reason.
+        """
+        bad = sum(n for reason, n in self.rejected.items() if reason != DUPLICATE)
+        total = self.accepted + bad
+        if total and bad / total > max_share:
+            reasons = "; ".join(
+                f"{reason}: {n:,}, e.g. {self.examples[reason]}"
+                for reason, n in self.rejected.items()
+                if reason != DUPLICATE
+            )
+            raise TooManyRejects(
+                f"{bad:,} of {total:,} rows ({bad / total:.1%}) are rejected, more than "
+                f"events.max_reject_share = {max_share:.1%} ({reasons}); mend the source's columns "
+                "or formats in the config, or raise the share"
+            )
+
+
+def parse(
+    batch: DataFrame, source: EventSource, events: Events, *, now: datetime
+) -> DataFrame:
+    """Return typed events with the reason why a row is not acceptable (null: it is).
+
+    Reasons, of which a row gets the first that holds: ``malformed``, ``null_user``, ``null_item``,
+    ``bad_time``, ``time_before_floor``, ``future_time``, ``bad_position``, ``unknown_event_type``,
+    ``bad_weight``, ``weight_not_finite``, ``negative_weight``.
+
+    An empty event type is the default type, an empty weight is 1.
+
+    Parameters
+    ----------
+    batch
+        Rows of :func:`recs.data.sources.rows`, opened but not yet parsed.
+    source
+        The event source.
+    events
+        What is accepted.
+    now
+        The run's time, UTC; events later than it by more than the allowed skew are rejected.
+
+    Returns
+    -------
+    DataFrame
+        Columns of table ``events`` but ``run_id``, ``_raw`` and ``_reason``.
+    """
+    names = source.columns
+    roles = (names.user, names.item, names.timestamp, names.position, names.event_type, names.weight)
+    wanted = list(dict.fromkeys([name for name in roles if name] + names.context))
+    df = rows(batch, source, wanted)
+
+    def text(name: str | None) -> Column:
+        found = F.trim(_column(name)) if name else F.lit(None).cast("string")
+        return F.when(found != "", found)
+
+    time = _time(text(names.timestamp), source.timestamp_format)
+    position = text(names.position).try_cast("bigint")
+    kind = F.coalesce(text(names.event_type), F.lit(events.default_type))
+    value = F.coalesce(text(names.weight).try_cast("double"), F.when(text(names.weight).isNull(), 1.0))
+    context = (
+        F.create_map(*[part for name in names.context for part in (F.lit(name), _column(name))])
+        if names.context
+        else F.lit(None).cast("map<string,string>")
+    )
+    type_weight, positive = _by_type(kind, events)
+    latest = now + timedelta(hours=events.allowed_skew_hours)
+    checks: list[tuple[str, Column]] = [
+        ("malformed", F.col(MALFORMED)),
+        ("null_user", text(names.user).isNull()),
+        ("null_item", text(names.item).isNull()),
+    ]
+    if names.timestamp:
+        checks += [
+            ("bad_time", time.isNull()),
+            ("time_before_floor", time < _moment(events.floor)),
+            ("future_time", time > _moment(latest)),
+        ]
+    if names.position:
+        checks.append(("bad_position", position.isNull()))
+    checks += [
+        ("unknown_event_type", type_weight.isNull()),
+        ("bad_weight", value.isNull()),
+        ("weight_not_finite", F.isnan(value) | (F.abs(value) == float("inf"))),
+        ("negative_weight", value < 0),
+    ]
+    reason = F.coalesce(*[F.when(condition, F.lit(name)) for name, condition in checks])
+    return df.select(
+        text(names.user).alias("user"),
+        text(names.item).alias("item"),
+        time.alias("timestamp"),
+        position.alias("position"),
+        kind.alias("event_type"),
+        (value * type_weight).alias("weight"),
+        positive.alias("positive"),
+        context.alias("context"),
+        F.lit(source.held_out).cast("string").alias("held_out"),
+        F.col(SOURCE).alias("source"),
+        F.col(LINE).alias("line"),
+        F.col(RAW),
+        reason.alias(REASON),
+    )
+
+
+def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | None) -> DataFrame:
+    """Give the reason ``duplicate`` to acceptable rows that repeat an event exactly.
+
+    Two events are the same if user, item, time, position, type, weight, context and split are. Data
+    with neither times nor positions can hold the same item twice in a row, so that there the line
+    counts too. The first row by (source, line) is kept.
+
+    Parameters
+    ----------
+    parsed
+        Rows of :func:`parse`.
+    source
+        The event source.
+    known
+        Table ``events`` so far.
+    """
+    key = {
+        **{name: F.col(name) for name in ("user", "item", "timestamp", "position", "event_type")},
+        "weight": F.col("weight"),
+        "held_out": F.col("held_out"),
+        "context": F.to_json("context"),
+    }
+    if source.columns.timestamp is None and source.columns.position is None:
+        key["line"] = F.col("line")
+    good = parsed.where(F.col(REASON).isNull())
+    order = Window.partitionBy(*key.values()).orderBy("source", "line")
+    good = good.withColumn("_repeat", F.row_number().over(order) > 1)
+    if known is not None:
+        seen = known.select(*[column.alias(f"_{name}") for name, column in key.items()]).distinct()
+        matches = [column.eqNullSafe(F.col(f"_{name}")) for name, column in key.items()]
+        condition = matches[0]
+        for match in matches[1:]:
+            condition = condition & match
+        good = good.join(seen.withColumn("_known", F.lit(True)), condition, "left")
+        good = good.withColumn("_repeat", F.col("_repeat") | F.col("_known").isNotNull())
+    good = good.withColumn(REASON, F.when(F.col("_repeat"), F.lit(DUPLICATE)))
+    return good.select(*parsed.columns).unionByName(parsed.where(F.col(REASON).isNotNull()))
+
+
+def split_accepted(marked: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """Return the rows of tables ``events`` and ``quarantine``, without ``run_id``."""
+    accepted = marked.where(F.col(REASON).isNull()).drop(RAW, REASON)
+    rejected = marked.where(F.col(REASON).isNotNull())
+    quarantine = rejected.select(
+        F.col(RAW).alias("raw"), F.col(REASON).alias("reason"), "source", "line"
+    )
+    return accepted, quarantine
+
+
+def count(marked: DataFrame) -> Counts:
+    """Count rows by reason, with one example each (the first by source and line)."""
+    found = (
+        marked.groupBy(REASON)
+        .agg(
+            F.count("*").alias("rows"),
+            F.min(F.struct("source", "line", RAW)).alias("first"),
+        )
+        .orderBy(REASON)
+        .collect()
+    )
+    accepted, rejected, examples = 0, {}, {}
+    for row in found:
+        if row[REASON] is None:
+            accepted = row["rows"]
+            continue
+        rejected[row[REASON]] = row["rows"]
+        where = f"{row['first']['source']} line {row['first']['line'] + 1}"
+        examples[row[REASON]] = f"{where}: {row['first'][RAW][:200]!r}"
+    return Counts(accepted, rejected, examples)
+
+
+def checkpoint_folder(base: str, path: str) -> str:
+    """Return the folder of a source's checkpoint: one a path, under the run's own."""
+    return join(base, hashlib.sha256(path.encode()).hexdigest()[:16])
+
+
+def each_new_batch(
+    spark: SparkSession,
+    source: EventSource,
+    path: str,
+    checkpoint: str,
+    handle: Callable[[DataFrame], None],
+) -> None:
+    """Call ``handle`` with every micro-batch of what the checkpoint has not seen, then return.
+
+    Raises
+    ------
+    Exception
+        What ``handle`` raised, as it was, and not wrapped by the stream.
+    """
+    raised: list[Exception] = []
+
+    def guarded(batch: DataFrame, batch_id: int) -> None:
+        try:
+            handle(batch)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    stream = open_stream(spark, source, path).writeStream.foreachBatch(guarded)
+    query = stream.option("checkpointLocation", checkpoint).trigger(availableNow=True).start()
+    try:
+        query.awaitTermination()
+    except Exception:
+        if raised:
+            raise raised[0] from None
+        raise
+
+
+def _column(name: str) -> Column:
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
+def _moment(moment: datetime) -> Column:
+    return F.lit(moment.strftime("%Y-%m-%d %H:%M:%S")).cast("timestamp")
+
+
+def _time(text: Column, form: str) -> Column:
+    if form in ("seconds", "milliseconds"):
+        seconds = text.try_cast("double") / (1000.0 if form == "milliseconds" else 1.0)
+        # Outside years 1 to 9999 the number is no time in this unit.
+        plausible = seconds.between(-62_135_596_800.0, 253_402_300_799.0)
+        return F.timestamp_seconds(F.when(plausible, seconds))
+    if form == "iso":
+        return F.try_to_timestamp(text)
+    return F.try_to_timestamp(text, F.lit(form))
+
+
+def _by_type(kind: Column, events: Events) -> tuple[Column, Column]:
+    """Return the weight and polarity of an event's type; null for an unknown one."""
+    weight = F.lit(None).cast("double")
+    positive = F.lit(None).cast("boolean")
+    for name, event_type in events.types.items():
+        weight = F.when(kind == name, F.lit(event_type.weight)).otherwise(weight)
+        positive = F.when(kind == name, F.lit(event_type.polarity == "positive")).otherwise(positive)
+    return weight, positive

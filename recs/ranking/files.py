@@ -1,0 +1,163 @@
+"""One number per item, as files on storage that every host reaches.
+
+A Spark task writes them, so the driver holds none. A file's name carries the digest of its
+contents: a file never changes, so that workers may keep it open from one job to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from recs.storage import filesystem, join
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclass(frozen=True)
+class ItemCatalogue:
+    """The items that may be recommended and how often each was seen in training.
+
+    Attributes
+    ----------
+    recommendable_path, train_events_path
+        URIs of a bool[N] and an int64[N] ``.npy`` file.
+    """
+
+    recommendable_path: str
+    train_events_path: str
+
+    @property
+    def recommendable(self) -> np.ndarray:
+        return load_array(self.recommendable_path)
+
+    @property
+    def train_events(self) -> np.ndarray:
+        return load_array(self.train_events_path)
+
+    @property
+    def head(self) -> np.ndarray:
+        """bool[N]: the most popular fifth of the recommendable items; of equals, lower ids."""
+        return _head(self)
+
+
+@lru_cache(maxsize=8)
+def _head(catalogue: ItemCatalogue) -> np.ndarray:
+    items = np.flatnonzero(catalogue.recommendable)
+    order = np.argsort(-catalogue.train_events[items], kind="stable")
+    head = np.zeros(catalogue.recommendable.size, bool)
+    head[items[order[: round(0.2 * items.size)]]] = True
+    return head
+
+
+def write_catalogue(catalogue: DataFrame, folder: str, num_items: int) -> ItemCatalogue:
+    """Write ``catalogue`` (item_id, train_events, recommendable) as vectors under ``folder``.
+
+    Items that have no row are not recommendable and have no events.
+    """
+    paths = write_vectors(
+        catalogue, folder, num_items, {"recommendable": "bool", "train_events": "int64"}
+    )
+    return ItemCatalogue(paths["recommendable"], paths["train_events"])
+
+
+def write_vectors(
+    frame: DataFrame, folder: str, num_items: int, columns: Mapping[str, str]
+) -> dict[str, str]:
+    """Write columns of a DataFrame with one row an item as vectors of length ``num_items``.
+
+    Parameters
+    ----------
+    frame
+        item_id int and the named columns; items without a row get zero.
+    folder
+        URI on storage that all hosts reach.
+    columns
+        Column name to NumPy type name.
+
+    Returns
+    -------
+    dict
+        Column name to the URI of its ``.npy`` file.
+
+    Raises
+    ------
+    ValueError
+        If the frame is empty; in the task, if an item_id is out of range or repeated, or a value
+        is null.
+    """
+    columns = dict(columns)
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        received = [batch for batch in batches if batch.num_rows]
+        if not received:
+            return
+        table = pa.Table.from_batches(received)
+        item_ids = table.column("item_id").to_numpy()
+        for name in columns:
+            if table.column(name).null_count:
+                raise ValueError(f"column {name} holds nulls; give every item a value")
+        vectors = {
+            name: item_vector(item_ids, table.column(name).to_numpy(), num_items, dtype)
+            for name, dtype in columns.items()
+        }
+        paths = {name: save_array(vector, folder, name) for name, vector in vectors.items()}
+        yield pa.RecordBatch.from_pydict({"name": list(paths), "path": list(paths.values())})
+
+    # A repartition, not a coalesce: what makes the frame stays parallel.
+    rows = frame.select("item_id", *columns).repartition(1)
+    written = rows.mapInArrow(write, "name string, path string").collect()
+    if not written:
+        raise ValueError(f"no items to write columns {', '.join(columns)} of; the table is empty")
+    return {row["name"]: row["path"] for row in written}
+
+
+def item_vector(
+    item_ids: np.ndarray, values: np.ndarray, num_items: int, dtype: str
+) -> np.ndarray:
+    """Return ``values`` placed at their items, zero elsewhere.
+
+    >>> item_vector(np.array([2, 0]), np.array([5, 7]), 4, "int64").tolist()
+    [7, 0, 5, 0]
+    """
+    if item_ids.size and not 0 <= item_ids.min() <= item_ids.max() < num_items:
+        raise ValueError(
+            f"item_id runs from {item_ids.min()} to {item_ids.max()}, outside 0 to {num_items - 1};"
+            " give num_items of the vocabulary that the ids come from"
+        )
+    if np.unique(item_ids).size != item_ids.size:
+        raise ValueError("an item_id has more than one row; give one row an item")
+    vector = np.zeros(num_items, dtype)
+    vector[item_ids] = values
+    return vector
+
+
+def save_array(array: np.ndarray, folder: str, name: str) -> str:
+    """Write ``array`` as a ``.npy`` file named by its contents, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    uri = join(folder, f"{name}-{digest}.npy")
+    fs, path = filesystem(uri)
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    fs.pipe_file(f"{path}.part", content)
+    fs.mv(f"{path}.part", path)
+    return uri
+
+
+@lru_cache(maxsize=64)
+def load_array(uri: str) -> np.ndarray:
+    """Return the array at ``uri``, read once a process: mapped if it is a local file."""
+    fs, path = filesystem(uri)
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        return np.asarray(np.load(path, mmap_mode="r"))
+    return np.load(io.BytesIO(fs.cat_file(path)))

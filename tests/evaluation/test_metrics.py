@@ -1,0 +1,136 @@
+"""Metrics by hand, ties both ways, and a plain NumPy oracle that ranks real lists."""
+
+from __future__ import annotations
+
+import doctest
+from math import log2
+
+import numpy as np
+import pytest
+
+from recs.evaluation import metrics
+from recs.evaluation.metrics import AT_K, TIES, positions_of, user_metrics
+
+INF = float("inf")
+
+
+def _user(
+    ranks: list[int], ties: list[int], candidates: int, k: float = INF, how: str = "against"
+) -> dict[str, float]:
+    numbers = (np.array(column, np.int64) for column in (ranks, ties, [candidates] * len(ranks)))
+    counted = np.ones(len(ranks), bool)
+    offsets = np.array([0, len(ranks)])
+    row = user_metrics(offsets, *numbers, counted, np.array([k]), TIES[how])[0]
+    return dict(zip((*AT_K, "auc"), row, strict=True))
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(metrics) == (0, 9)
+
+
+def test_one_target() -> None:
+    found = _user([4], [0], 101, k=10)
+    assert found == pytest.approx(
+        {
+            "hr": 1,
+            "recall": 1,
+            "precision": 1 / 10,
+            "ndcg": 1 / log2(5),
+            "map": 1 / 4,
+            "mrr": 1 / 4,
+            "auc": 97 / 100,
+        }
+    )
+    missed = _user([4], [0], 101, k=3)
+    assert missed.pop("auc") == pytest.approx(0.97)
+    assert set(missed.values()) == {0}
+
+
+def test_several_targets() -> None:
+    # Places 2, 3 and 7 of 10, one more target was not ranked: T = 4.
+    found = _user([7, 2, 0, 3], [0, 0, 0, 0], 10, k=5)
+    ideal = sum(1 / log2(1 + j) for j in range(1, 5))
+    assert found == pytest.approx(
+        {
+            "hr": 1,
+            "recall": 2 / 4,
+            "precision": 2 / 5,
+            "ndcg": (1 / log2(3) + 1 / log2(4)) / ideal,
+            "map": (1 / 2 + 2 / 3) / 4,
+            "mrr": 1 / 2,
+            # Of 7 others, 1, 1 and 4 come before.
+            "auc": (6 / 7 + 6 / 7 + 3 / 7 + 0) / 4,
+        }
+    )
+    whole = _user([7, 2, 0, 3], [0, 0, 0, 0], 10)
+    assert whole["precision"] == pytest.approx(3 / 10)
+    assert whole["recall"] == pytest.approx(3 / 4)
+    assert whole["map"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 7) / 4)
+    # A list shorter than the targets is ideal when it holds nothing else.
+    assert _user([1, 2, 3], [0, 0, 0], 10, k=2)["ndcg"] == pytest.approx(1)
+    assert _user([1, 2, 3], [0, 0, 0], 10, k=2)["map"] == pytest.approx(1)
+
+
+def test_ties_against_and_half() -> None:
+    # Five candidates score the same as the target and nothing above: places 1 to 6.
+    assert _user([1], [5], 6, k=5)["hr"] == 0
+    assert _user([1], [5], 6, k=5, how="half")["hr"] == 1
+    assert _user([1], [5], 6)["mrr"] == pytest.approx(1 / 6)
+    assert _user([1], [5], 6, how="half")["mrr"] == pytest.approx(1 / 3.5)
+    assert _user([1], [5], 6)["auc"] == 0
+    assert _user([1], [5], 6, how="half")["auc"] == pytest.approx(0.5)
+    # Three targets tied with each other alone are no ties at all.
+    for how in TIES:
+        assert _user([1, 1, 1], [2, 2, 2], 9, k=3, how=how)["precision"] == 1
+        assert _user([1, 1, 1], [2, 2, 2], 9, how=how)["auc"] == 1
+
+
+def test_nothing_ranked_is_zero() -> None:
+    assert set(_user([0, 0], [0, 0], 9).values()) == {0}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_against_a_list_in_plain_numpy(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    num_candidates, num_targets, k = 12, 4, 5
+    scores = random.integers(0, 4, num_candidates).astype(float)
+    target = np.arange(num_candidates) < num_targets
+    ranks = [1 + int((scores > s).sum()) for s in scores[:num_targets]]
+    ties = [int((scores == s).sum()) - 1 for s in scores[:num_targets]]
+    found = _user(ranks, ties, num_candidates, k)
+
+    # The list with ties against the model: others before targets of the same score.
+    hits = target[np.lexsort((target, -scores))]
+    gains = hits / np.log2(np.arange(num_candidates) + 2)
+    precisions = np.cumsum(hits) / np.arange(1, num_candidates + 1)
+    first = int(np.argmax(hits))
+    others = scores[~target]
+    assert found == pytest.approx(
+        {
+            "hr": float(hits[:k].any()),
+            "recall": hits[:k].sum() / num_targets,
+            "precision": hits[:k].mean(),
+            "ndcg": gains[:k].sum() / sum(1 / log2(j + 2) for j in range(num_targets)),
+            "map": (precisions * hits)[:k].sum() / num_targets,
+            "mrr": 1 / (first + 1) if first < k else 0,
+            "auc": np.mean(scores[target][:, None] > others),
+        }
+    )
+    half = _user(ranks, ties, num_candidates, k, "half")["auc"]
+    compared = scores[target][:, None] - others
+    assert half == pytest.approx(np.mean((compared > 0) + 0.5 * (compared == 0)))
+
+
+def test_only_counted_targets_are_measured_but_all_take_places() -> None:
+    numbers = (np.array(n, np.int64) for n in ([1, 2, 5], [0, 0, 0], [8, 8, 8]))
+    counted = np.array([False, True, True])
+    row = user_metrics(np.array([0, 3]), *numbers, counted, np.array([3.0]), 1.0)[0]
+    found = dict(zip((*AT_K, "auc"), row, strict=True))
+    assert found["mrr"] == pytest.approx(1 / 2)
+    assert found["recall"] == pytest.approx(1 / 2)
+    assert found["auc"] == pytest.approx((5 / 5 + 3 / 5) / 2)
+
+
+def test_positions_are_distinct() -> None:
+    positions = positions_of(np.array([2, 2, 6]), np.array([3, 3, 0]), 0.5)
+    assert positions.tolist() == [3, 4, 6]

@@ -1,0 +1,332 @@
+"""What every Recommender keeps to. A new model is one line in MODELS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.sparse
+from pyspark import cloudpickle
+from pyspark.sql import DataFrame, Row, SparkSession
+
+from recs.ranking.files import ItemCatalogue, save_array, write_catalogue
+from recs.ranking.jobs import rank, recommend, score
+from recs.ranking.lists import Lists, offsets_of
+from recs.ranking.popularity import PopularityModel, write_popularity
+from recs.ranking.protocols import RankingProtocol
+from recs.ranking.scoring import DenseScores, Recommender, no_reasons
+from recs.ranking.slim import SlimModel
+
+USERS, ITEMS, K = 12, 30, 5
+Build = Callable[[SparkSession, str], Recommender]
+
+
+def _popularity(spark: SparkSession, folder: str) -> Recommender:
+    rows = [(item, float(item % 7)) for item in range(ITEMS - 3)]
+    return write_popularity(
+        spark.createDataFrame(rows, "item_id int, score float"), folder, ITEMS
+    )
+
+
+def _slim(spark: SparkSession, folder: str) -> Recommender:
+    random = np.random.default_rng(5)
+    weights = random.integers(1, 4, (ITEMS, ITEMS)) * (random.random((ITEMS, ITEMS)) < 0.2)
+    np.fill_diagonal(weights, 0)
+    csr = scipy.sparse.csr_matrix(weights.astype(np.float32))
+    indptr, indices, data = (
+        save_array(getattr(csr, name), folder, name) for name in ("indptr", "indices", "data")
+    )
+
+    # Local classes travel to the workers by value.
+    @dataclass(frozen=True)
+    class Files:
+        paths: tuple[str, str, str]
+
+        def open(self) -> SimpleNamespace:
+            indptr, indices, data = (np.load(path) for path in self.paths)
+            shape = indptr.size - 1, indptr.size - 1
+            return SimpleNamespace(indptr=indptr, indices=indices, data=data, shape=shape)
+
+    return SlimModel("slim", Files((indptr, indices, data)))
+
+
+def _dense(spark: SparkSession, folder: str) -> Recommender:
+    @dataclass(frozen=True)
+    class Scorer:
+        num_items: int = ITEMS
+
+        def sizes(self, histories: Lists) -> np.ndarray:
+            return np.full(histories.num_rows, ITEMS)
+
+        def scores(self, histories: Lists) -> DenseScores:
+            first = histories.offsets[:-1]
+            ends = histories.offsets[1:]
+            sums = [histories.items[a:b].sum() for a, b in zip(first, ends, strict=True)]
+            return DenseScores(np.float32(np.add.outer(sums, np.arange(ITEMS)) * 7 % 11))
+
+        def reasons(self, histories: Lists, recommended: Lists, count: int):  # noqa: ANN202
+            return no_reasons(recommended.items.size, count)
+
+    @dataclass(frozen=True)
+    class Model:
+        name: str = "dense"
+
+        def open(self) -> Scorer:
+            return Scorer()
+
+    return Model()
+
+
+MODELS: dict[str, Build] = {"popularity": _popularity, "slim": _slim, "dense": _dense}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, spark: SparkSession, folder: str) -> Recommender:
+    return MODELS[request.param](spark, folder)
+
+
+@pytest.fixture(scope="module")
+def catalogue(spark: SparkSession, folder: str) -> ItemCatalogue:
+    rows = [(item, item % 6, item % 5 != 0) for item in range(ITEMS)]
+    frame = spark.createDataFrame(rows, "item_id int, train_events bigint, recommendable boolean")
+    return write_catalogue(frame, folder, ITEMS)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    """User 0 has no history."""
+    random = np.random.default_rng(1)
+    users = []
+    for user in range(USERS):
+        items = random.permutation(ITEMS).tolist()
+        history = sorted(items[: user % 5])
+        users.append(
+            {
+                "user_id": user,
+                "history": history,
+                "values": [1.0 + n % 2 for n in range(len(history))],
+                "seen": sorted(items[:6]),
+                "targets": items[6:8],
+                "positives": sorted(items[:8]),
+                "candidates": items[8:20],
+            }
+        )
+    return users
+
+
+def _frame(spark: SparkSession, rows: list[dict], partitions: int = 2) -> DataFrame:
+    schema = (
+        "user_id int, history array<int>, values array<float>, seen array<int>, "
+        "targets array<int>, positives array<int>, candidates array<int>"
+    )
+    return spark.createDataFrame([Row(**row) for row in rows], schema).repartition(partitions)
+
+
+def _scores(spark: SparkSession, rows: list[dict], model: Recommender) -> dict[int, np.ndarray]:
+    everything = [{**row, "candidates": list(range(ITEMS))} for row in rows]
+    scored = score(_frame(spark, everything), model).collect()
+    return {row.user_id: np.array(row.scores, np.float32) for row in scored}
+
+
+def test_recommend_is_the_best_scores_without_seen(
+    spark: SparkSession, rows: list[dict], model: Recommender, catalogue: ItemCatalogue
+) -> None:
+    scores = _scores(spark, rows, model)
+    found = recommend(_frame(spark, rows), model, k=K, catalogue=catalogue).collect()
+    for row in rows:
+        values = scores[row["user_id"]]
+        open_items = set(np.flatnonzero(catalogue.recommendable)) - set(row["seen"])
+        if model.name == "slim":
+            open_items = {item for item in open_items if values[item] > 0}
+        expected = sorted(open_items, key=lambda item: (-values[item], item))[:K]
+        mine = sorted(
+            (r for r in found if r.user_id == row["user_id"]), key=lambda r: r.rank
+        )
+        assert [r.item_id for r in mine] == expected
+        assert [r.rank for r in mine] == list(range(1, len(expected) + 1))
+        np.testing.assert_array_equal([r.score for r in mine], values[expected])
+
+
+@pytest.mark.parametrize("protocol", ["full", "given", "uniform5", "popularity5"])
+def test_ranks_agree_with_scores(
+    spark: SparkSession,
+    rows: list[dict],
+    model: Recommender,
+    catalogue: ItemCatalogue,
+    protocol: str,
+) -> None:
+    scores = _scores(spark, rows, model)
+    ranks = rank(
+        _frame(spark, rows), [model], RankingProtocol(protocol, seed=4), catalogue=catalogue
+    ).collect()
+    assert len(ranks) == 2 * USERS
+    by_user = {row["user_id"]: row for row in rows}
+    for r in ranks:
+        row, values = by_user[r.user_id], scores[r.user_id]
+        nothing = model.name == "slim" and not values.any()
+        assert (r.model, r.protocol) == (model.name, protocol)
+        assert r.history_length == len(row["history"])
+        if protocol == "full":
+            candidates = set(np.flatnonzero(catalogue.recommendable)) - set(row["seen"])
+            rankable = r.item_id in candidates
+        elif protocol == "given":
+            candidates, rankable = set(row["candidates"]) | set(row["targets"]), True
+        else:
+            assert r.candidates == 7
+            assert r["rank"] in ((None,) if nothing else range(1, 8))
+            continue
+        assert r.candidates == len(candidates)
+        if nothing or not rankable:
+            assert r["rank"] is None
+            continue
+        others = values[list(candidates - {r.item_id})]
+        assert r["rank"] == 1 + (others > values[r.item_id]).sum()
+        assert r.ties == (others == values[r.item_id]).sum()
+
+
+def test_results_do_not_depend_on_partitions_order_or_batch(
+    spark: SparkSession, rows: list[dict], model: Recommender, catalogue: ItemCatalogue
+) -> None:
+    protocol = RankingProtocol("popularity5", seed=4)
+
+    def results(users: list[dict], partitions: int) -> list:
+        frame = _frame(spark, users, partitions)
+        ranks = rank(frame, [model], protocol, catalogue=catalogue).collect()
+        lists = recommend(frame, model, k=K, catalogue=catalogue).collect()
+        return sorted(map(str, ranks)) + sorted(map(str, lists))
+
+    expected = results(rows, 1)
+    assert results(rows[::-1], 5) == expected
+    alone = results(rows[3:4], 1)
+    assert set(alone) <= set(expected)
+
+
+def test_handle_is_small_picklable_and_equal_to_its_copy(model: Recommender) -> None:
+    packed = cloudpickle.dumps(model)  # what Spark pickles with
+    copy = cloudpickle.loads(packed)
+    assert len(packed) < 20_000
+    assert copy == model and hash(copy) == hash(model)
+
+
+def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
+    scorer = model.open()
+    lengths = np.array([len(row["history"]) for row in rows])
+    histories = Lists(
+        offsets_of(lengths),
+        np.array(sum((row["history"] for row in rows), []), np.int32),
+        np.array(sum((row["values"] for row in rows), []), np.float32),
+    )
+    sizes = scorer.sizes(histories)
+    assert sizes.shape == (USERS,)
+    batch = scorer.scores(histories)
+    for u in range(USERS):
+        single = scorer.scores(histories.rows(u, u + 1))
+        if model.name == "slim":
+            a, b = batch.offsets[u : u + 2]
+            assert b - a <= sizes[u]
+            np.testing.assert_array_equal(batch.items[a:b], single.items)
+            np.testing.assert_array_equal(batch.values[a:b], single.values)
+        elif model.name == "dense":
+            np.testing.assert_array_equal(batch.values[u : u + 1], single.values)
+
+
+def test_fallback_fills_in_for_users_without_history(
+    spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
+) -> None:
+    slim, popularity = _slim(spark, folder), _popularity(spark, folder)
+    lists = recommend(
+        _frame(spark, rows), slim, k=K, catalogue=catalogue, fallback=popularity
+    ).collect()
+    by_popularity = recommend(
+        _frame(spark, rows[:1]), popularity, k=K, catalogue=catalogue
+    ).collect()
+    cold = {row["user_id"] for row in rows if not row["history"]}
+    assert cold and {r.user_id for r in lists if r.fallback} == cold
+    assert {r.user_id for r in lists} == set(range(USERS))
+    filled = {(r.rank, r.item_id, r.score) for r in lists if r.user_id == 0}
+    assert filled == {(r.rank, r.item_id, r.score) for r in by_popularity}
+    assert all(r.model == "slim" and r.why == [] for r in lists if r.fallback)
+
+
+def test_slim_says_which_history_items_gave_the_score(
+    spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
+) -> None:
+    slim = _slim(spark, folder)
+    weights = slim.open()
+    dense = scipy.sparse.csr_matrix((weights.data, weights.indices, weights.indptr)).toarray()
+    by_user = {row["user_id"]: row for row in rows}
+    lists = recommend(_frame(spark, rows), slim, k=K, catalogue=catalogue, why=2).collect()
+    assert lists
+    for r in lists:
+        history, values = by_user[r.user_id]["history"], by_user[r.user_id]["values"]
+        terms = {j: v * dense[j, r.item_id] for j, v in zip(history, values, strict=True)}
+        assert sum(terms.values()) == pytest.approx(r.score)
+        largest = sorted((t for t in terms.values() if t > 0), reverse=True)[:2]
+        assert [w.share * r.score for w in r.why] == pytest.approx(largest)
+        assert [terms[w.item_id] for w in r.why] == pytest.approx(largest)
+
+
+def test_several_models_are_ranked_in_one_pass(
+    spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
+) -> None:
+    models = [_slim(spark, folder), _popularity(spark, folder)]
+    protocol = RankingProtocol("uniform5")
+    together = rank(_frame(spark, rows), models, protocol, catalogue=catalogue)
+    apart = [rank(_frame(spark, rows), [m], protocol, catalogue=catalogue) for m in models]
+    expected = [str(row) for frame in apart for row in frame.collect()]
+    assert sorted(map(str, together.collect())) == sorted(expected)
+
+
+def test_nan_scores_name_the_model(
+    spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
+) -> None:
+    broken = np.zeros(ITEMS, np.float32)
+    broken[4] = np.nan
+    model = PopularityModel("broken", save_array(broken, folder, "broken"))
+    with pytest.raises(Exception, match="model broken scores item 4 for user"):
+        recommend(_frame(spark, rows), model, k=K, catalogue=catalogue).collect()
+
+
+def test_mistakes_are_named(
+    spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
+) -> None:
+    model = _popularity(spark, folder)
+    with pytest.raises(ValueError, match="histories lack column positives"):
+        rank(
+            _frame(spark, rows).drop("positives"),
+            [model],
+            RankingProtocol("uniform5"),
+            catalogue=catalogue,
+        )
+    with pytest.raises(ValueError, match="protocol 'uniform' is not known"):
+        RankingProtocol("uniform")
+    with pytest.raises(ValueError, match="k is 0"):
+        recommend(_frame(spark, rows), model, k=0, catalogue=catalogue)
+
+
+def test_missing_arrays_read_as_empty_ones() -> None:
+    from recs.ranking.lists import read_lists
+
+    batch = pa.RecordBatch.from_pydict({"items": pa.array([[1, 2], None, [], [3]])})
+    lists = read_lists(batch.slice(1), "items")
+    assert lists.offsets.tolist() == [0, 0, 0, 1] and lists.items.tolist() == [3]
+
+
+def test_vectors_refuse_repeated_and_foreign_items(spark: SparkSession, tmp_path: Path) -> None:
+    schema = "item_id int, score float"
+    with pytest.raises(Exception, match="outside 0 to 2"):
+        write_popularity(spark.createDataFrame([(3, 1.0)], schema), str(tmp_path), 3)
+    with pytest.raises(Exception, match="more than one row"):
+        write_popularity(spark.createDataFrame([(1, 1.0)] * 2, schema), str(tmp_path), 3)
+    with pytest.raises(ValueError, match="the table is empty"):
+        write_popularity(spark.createDataFrame([], schema), str(tmp_path), 3)
