@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from common import arguments, report
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
@@ -31,9 +31,9 @@ TARGETS = 10
 KS = (10, 50, 100)
 
 
-def uniform(*keys: object) -> object:
+def uniform(*keys: Column) -> Column:
     """Return a column of uniform numbers in [0, 1) that depends on ``keys`` alone."""
-    return F.pmod(F.xxhash64(*keys), F.lit(1 << 40)) / F.lit(float(1 << 40))  # type: ignore[arg-type]
+    return F.pmod(F.xxhash64(*keys), F.lit(1 << 40)) / F.lit(float(1 << 40))
 
 
 def make_lists(spark: SparkSession, num_users: int, path: str) -> DataFrame:
@@ -93,7 +93,9 @@ def make_items(spark: SparkSession, folder: str) -> tuple[ItemCatalogue, ItemCat
     )
     return (
         write_catalogue(items, folder, NUM_ITEMS),
-        write_categories(pairs.withColumn("category", F.col("category").cast("string")), folder, NUM_ITEMS),
+        write_categories(
+            pairs.withColumn("category", F.col("category").cast("string")), folder, NUM_ITEMS
+        ),
     )
 
 

@@ -87,17 +87,19 @@ def tune_slim(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
     """Search l1 and l2 on validation events, reusing one Gram matrix."""
-    from pipelines.run import open_lake
-    from pipelines.tune import search_slim
+    from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+    from pipelines.run import open_lake, read_trials, run_stages
+    from pipelines.tune import TUNE_SLIM
 
     set_up_logging(verbose)
     settings = _load(config, [*(overrides or []), "evaluate.split=validation"])
-    trials = search_slim(settings, open_lake(settings, verbose=verbose))
-    _print_rows(trials, ["l1", "l2", "metric", "k", "value", "nonzeros", "seconds"])
-    best = max(trials, key=lambda trial: trial["value"])
-    print(f"best: slim.l1={best['l1']} slim.l2={best['l2']}")
+    lake = open_lake(settings, verbose=verbose)
+    outcome = run_stages([INGEST, VOCABULARY, SPLIT, TUNE_SLIM], settings, lake)
+    trials = [trial.pop("settings") | trial for trial in read_trials(lake)]
+    _print_rows(trials, ["l1", "l2", "protocol", "metric", "k", "value", "nonzeros", "seconds"])
+    print(f"best: slim.l1={trials[0]['l1']} slim.l2={trials[0]['l2']}")
     if as_json:
-        _print_document({"trials": trials, "best": best})
+        _print_document(outcome.document() | {"trials": trials})
 
 
 def _stage_command(name: str, summary: str) -> None:
@@ -161,9 +163,16 @@ def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, ver
 
 
 def _metrics_table(metrics: list[dict[str, Any]]) -> str:
-    """Lay the metrics out with a column a model."""
+    """Lay the headline metrics out with a column a model: those at 10 (or the longest list), and
+    of the whole ranking AUC and MRR. All the others are in table ``metrics``."""
     models = sorted({row["model"] for row in metrics})
-    values = {(r["protocol"], r["metric"], r["k"], r["model"]): r["value"] for r in metrics}
+    lengths = {row["k"] for row in metrics} - {None}
+    headline = 10 if 10 in lengths else max(lengths, default=None)
+    values = {
+        (row["protocol"], row["metric"], row["k"], row["model"]): row["value"]
+        for row in metrics
+        if row["k"] == headline or (row["k"] is None and row["metric"] in ("auc", "mrr"))
+    }
     keys = sorted({key[:3] for key in values}, key=lambda key: (key[0], key[1], key[2] or 0))
     lines = [f"{'protocol':<15}{'metric':<20}" + "".join(f"{model:>14}" for model in models)]
     for protocol, metric, k in keys:
@@ -192,28 +201,19 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments, standalone_mode=False)
+        app(arguments)
         return 0
-    except SystemExit as error:
-        return int(error.code or 0)
+    except SystemExit as ended:  # how typer ends, with its own message for a wrong option
+        return int(ended.code or 0)
     except Exception as error:
-        return _report(error, verbose={"-v", "--verbose"} & set(arguments) != set())
-
-
-def _report(error: Exception, verbose: bool) -> int:
-    import click
-
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, click.ClickException):
-        error.show()
-        return 2
-    name = type(error).__name__
-    mistake = isinstance(error, (ValueError, FileNotFoundError)) or name in _TOLD_IN_A_LINE
-    if verbose or not (mistake or name == "GateFailed"):
-        traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
-    return 3 if name == "GateFailed" else 2 if mistake else 1
+        name = type(error).__name__
+        mistake = isinstance(error, (ValueError, FileNotFoundError)) or name in _TOLD_IN_A_LINE
+        if not mistake or {"-v", "--verbose"} & set(arguments):
+            traceback.print_exc()
+        # Spark puts its query plan under the first line of a message.
+        message = str(error).split("\n'", 1)[0] if name == "AnalysisException" else str(error)
+        print(f"error: {message}", file=sys.stderr)
+        return 3 if name == "GateFailed" else 2 if mistake else 1
 
 
 #: By name, so that telling an error imports neither Spark nor Delta.
@@ -224,6 +224,7 @@ _TOLD_IN_A_LINE = {
     "SessionError",
     "NotConverged",
     "AnalysisException",
+    "GateFailed",
 }
 
 if __name__ == "__main__":

@@ -13,4 +13,4 @@ def make_input(folder: str, verbose: bool = False) -> None:
     if fs.exists(path) and fs.ls(path):
         return
     spark = get_session("recs demo", verbose=verbose)
-    write(generate(spark, SyntheticConfig()), folder)
+    write(generate(spark, SyntheticConfig()), folder, bad_share=0.01)

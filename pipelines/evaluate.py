@@ -12,7 +12,7 @@ from pipelines.models import MODELS
 from pipelines.prepare import read_histories
 from recs.config import Config, Gate
 from recs.data.histories import with_targets
-from recs.evaluation.lists import evaluate_lists
+from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import sum_ranks
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
@@ -42,7 +42,13 @@ def run_evaluate(job: Job) -> None:
     lists = job.read("recommendations").where(F.col("model").isin(*job.config.models))
     metrics = metrics.unionByName(
         evaluate_lists(
-            lists, job.read("catalogue"), _categories(job), ks=settings.ks, split=settings.split
+            lists,
+            catalogue,
+            _categories(job),
+            ks=settings.ks,
+            split=settings.split,
+            replicates=settings.bootstrap,
+            seed=job.config.seed,
         )
     )
     job.write("metrics", metrics.join(F.broadcast(versions), "model"))
@@ -88,14 +94,16 @@ def _candidate_lists(job: Job) -> DataFrame | None:
     return numbered.groupBy("user_id").agg(F.collect_list("item_id").alias("candidates"))
 
 
-def _categories(job: Job) -> DataFrame | None:
-    """Return item_id, categories of the items that have any."""
+def _categories(job: Job) -> ItemCategories | None:
+    """Return the categories of items, where any are known."""
     if not job.run.has("items"):
         return None
     known = job.read("items").where(F.size("categories") > 0)
-    return known.join(job.read("item_ids").select("item", "item_id"), "item").select(
-        "item_id", "categories"
-    )
+    if known.isEmpty():
+        return None
+    numbered = known.join(job.read("item_ids").select("item", "item_id"), "item")
+    each = numbered.select("item_id", F.explode("categories").alias("category"))
+    return write_categories(each, join(job.work_folder, "categories"), job.num_items())
 
 
 def check_gates(config: Config, metrics: list[dict[str, object]]) -> None:

@@ -19,7 +19,7 @@ from recs.ranking.popularity import write_popularity
 from recs.ranking.scoring import Recommender
 from recs.ranking.slim import SlimModel
 from recs.runs import Ledger
-from recs.slim.fit import fit, require_converged
+from recs.slim.fit import fit, item_weights, require_converged
 from recs.storage import join
 
 log = logging.getLogger("recs")
@@ -83,29 +83,21 @@ def fit_slim(job: Job) -> None:
         warm_start=warm,
     ).persist()
     require_converged(fits)
-    weights = fits.select("item_id", F.arrays_zip("neighbours", "weights").alias("w"))
-    weights = weights.select("item_id", F.explode("w").alias("w"))
-    weights = weights.select(
-        F.lit("slim").alias("model"),
-        "item_id",
-        F.col("w.neighbours").alias("neighbour_id"),
-        F.col("w.weights").alias("weight"),
-    )
-    job.write("item_weights", weights)
+    job.write("item_weights", item_weights(fits).withColumn("model", F.lit("slim")))
     job.write("item_fits", fits.withColumn("model", F.lit("slim")))
     fits.unpersist()
 
 
 def open_slim(job: Job) -> Recommender:
     """Return SLIM as fitted: W in files, by neighbour."""
-    num_items = job.num_items()
+    return open_weights(_weights(job), join(job.work_folder, "weights"), job.num_items())
+
+
+def open_weights(weights: DataFrame, folder: str, num_items: int) -> Recommender:
+    """Return SLIM with weights (item_id, neighbour_id, weight) put in files under ``folder``."""
+    shape = num_items, num_items
     files = write_csr(
-        _weights(job),
-        join(job.work_folder, "weights"),
-        row="neighbour_id",
-        column="item_id",
-        value="weight",
-        shape=(num_items, num_items),
+        weights, folder, row="neighbour_id", column="item_id", value="weight", shape=shape
     )
     return SlimModel("slim", files)
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _PLAIN_EVERY_SECONDS = 15.0
 _POLL_SECONDS = 0.5
@@ -53,6 +55,8 @@ def set_up_logging(verbose: bool) -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     log.propagate = False
+    if not verbose:  # PySpark logs every failed query whole, and then raises it as well
+        logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
 
 
 class Progress:
@@ -122,10 +126,11 @@ class Progress:
 
     def _watch(self, label: str, task: Any, ended: threading.Event) -> None:
         """Poll Spark's tasks until the stage ends; finished Spark stages count as done."""
-        tracker = getattr(self._spark, "sparkContext", None) and self._tracker()
-        if tracker is None:
+        if not hasattr(self._spark, "_jsc"):  # Spark Connect
             return
-        finished, known = 0, {}  # type: ignore[var-annotated]
+        tracker = self._spark.sparkContext.statusTracker()
+        finished = 0
+        known: dict[int, tuple[int, int]] = {}
         printed = time.monotonic()
         while not ended.wait(_POLL_SECONDS):
             active = {}
@@ -141,6 +146,3 @@ class Progress:
             if not self._terminal and time.monotonic() - printed > _PLAIN_EVERY_SECONDS:
                 printed = time.monotonic()
                 print(f"{label}: {done}/{total} tasks", file=sys.stderr, flush=True)
-
-    def _tracker(self) -> Any:
-        return self._spark.sparkContext.statusTracker()

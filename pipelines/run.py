@@ -15,6 +15,7 @@ from pipelines.models import MODELS
 from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.recommend import RECOMMEND
+from pipelines.tune import TUNE_SLIM
 from recs.config import Config
 from recs.lake import Lake, Location
 from recs.runs import Ledger, new_run_id
@@ -33,6 +34,7 @@ STAGES: dict[str, Stage] = {
         *(model.fit for model in MODELS.values()),
         RECOMMEND,
         EVALUATE,
+        TUNE_SLIM,
     )
 }
 
@@ -127,6 +129,13 @@ def list_tables(lake: Lake) -> list[dict[str, Any]]:
                 }
             )
     return listed
+
+
+def read_trials(lake: Lake) -> list[dict[str, Any]]:
+    """Return the trials of the newest search, best first."""
+    version = Ledger(lake).versions()[lake.key("trials")]
+    rows = lake.load("trials", version).drop("run_id").orderBy(F.desc("value"))
+    return [row.asDict() for row in rows.collect()]
 
 
 def read_metrics(lake: Lake) -> list[dict[str, Any]]:

@@ -197,8 +197,8 @@ class Slim(_Strict):
     l1: NonNegative = 5.0
     l2: NonNegative = 5.0
     values: Literal["binary", "weight"] = "binary"
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
-    max_iterations: PositiveInt = 1000
+    tolerance: Annotated[float, Field(gt=0)] = 1e-6
+    max_iterations: PositiveInt = 10_000
     memory_budget_mb: PositiveInt = 1024
     warm_start: bool = False
 

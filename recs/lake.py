@@ -130,7 +130,7 @@ class Lake:
             builder = builder.tableName(self.address(name))
         else:
             builder = builder.location(self.address(name))
-        for column in (*table.columns, *table.added):
+        for column in table.all_columns:
             builder = builder.addColumn(
                 column.name, column.type, nullable=column.nullable, comment=column.comment
             )
@@ -156,7 +156,7 @@ class Lake:
         self, name: str, df: DataFrame, how: Write, *, options: Mapping[str, str] | None = None
     ) -> None:
         """Write ``df`` (all columns of the table, any order) in one Delta commit."""
-        columns = [column.name for column in (*TABLES[name].columns, *TABLES[name].added)]
+        columns = [column.name for column in TABLES[name].all_columns]
         writer = df.select(*columns).write.format("delta").mode(how).options(**(options or {}))
         if self.location.catalog is not None:
             writer.saveAsTable(self.address(name))

@@ -68,6 +68,11 @@ class Table:
         return self.migrations[-1].version if self.migrations else 1
 
     @property
+    def all_columns(self) -> tuple[Column, ...]:
+        """Columns of the present schema version."""
+        return (*self.columns, *self.added)
+
+    @property
     def added(self) -> tuple[Column, ...]:
         """Columns that migrations added, in order."""
         return tuple(column for migration in self.migrations for column in migration.add)
@@ -293,6 +298,20 @@ _ALL = (
         *_METRIC_COLUMNS,
         name="metrics",
         comment="Metrics of each model",
+    ),
+    _table(
+        _MODEL,
+        Column("settings", "map<string,string>", "what the trial was fitted with", nullable=False),
+        _PROTOCOL,
+        _SPLIT,
+        Column("metric", "string", "metric that is searched", nullable=False),
+        Column("k", "int", "length of the list"),
+        Column("value", "double", "mean over users", nullable=False),
+        Column("users", "bigint", "users the value is over", nullable=False),
+        Column("nonzeros", "bigint", "weights of the model"),
+        Column("seconds", "double", "fit and measurement", nullable=False),
+        name="trials",
+        comment="Trials of the newest search of settings",
     ),
     _table(
         _MODEL,

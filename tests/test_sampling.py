@@ -58,9 +58,7 @@ def test_depends_on_seed_and_user_only(sampler: Sampler) -> None:
     drawn = _split(sampler.sample(users, _lists(*lists), 8, seed=1))
     turned = _split(sampler.sample(users[::-1], _lists(*lists[::-1]), 8, seed=1))
     assert turned == drawn[::-1]
-    alone = [
-        _split(sampler.sample(users[[n]], _lists(lists[n]), 8, seed=1))[0] for n in range(3)
-    ]
+    alone = [_split(sampler.sample(users[[n]], _lists(lists[n]), 8, seed=1))[0] for n in range(3)]
     assert alone == drawn
     assert _split(sampler.sample(users, _lists(*lists), 8, seed=2)) != drawn
 

@@ -2,24 +2,24 @@
 
 What is planted, so that a model can be seen to find it:
 
-- **clusters**: items fall into clusters, their first category; a user prefers one to three of them
-  and stays in one for a session of a few events.
-- **popularity**: within a cluster the items' popularity is Zipf's (exponent 1), and users' activity is
-  skewed in the same way.
+- **clusters**: items fall into clusters, their first category; a user prefers one to three of
+  them and stays in one for a session of a few events.
+- **popularity**: within a cluster the items' popularity is Zipf's (exponent 1), and users' activity
+  is skewed in the same way.
 - **rules**: an item is often followed, in the user's next event, by the next item of its cluster.
 - **repeats**: users come back to earlier items.
 - **dislikes**: most fall on items outside of the user's clusters.
 - **features**: an item's text is made of its cluster's words; age and gender pull half of the users
   to one of their clusters.
 
-Every value is a pure function of ``(seed, user, event index)`` by counter-based hashing, so a log is
-the same for any number of partitions, and nothing is collected or kept per user: the same job makes
-a hundred thousand events or a billion.
+Every value is a pure function of ``(seed, user, event index)`` by counter-based hashing, so a log
+is the same for any number of partitions, and nothing is collected or kept per user: the same job
+makes a hundred thousand events or a billion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -118,7 +118,7 @@ class SyntheticConfig:
             )
         if self.num_clusters > self.num_items:
             raise ValueError(
-                f"num_clusters is {self.num_clusters}; it must not exceed num_items {self.num_items}"
+                f"num_clusters is {self.num_clusters}; at most num_items, {self.num_items}, can be"
             )
         if self.heavy_user_events < 0:
             raise ValueError(f"heavy_user_events is {self.heavy_user_events}; 0 is for none")
@@ -506,7 +506,7 @@ def _write_lines(lines: DataFrame, folder: str, *, header: str | None = None) ->
     """
     top = "" if header is None else header + "\n"
 
-    def write_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def write_files(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         import pyarrow as pa
 
         rows = (

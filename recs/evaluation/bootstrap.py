@@ -9,44 +9,47 @@ their replicates: differences between models are paired. Per-user values are rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from math import exp, factorial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from recs.sampling import hash_uniform
+from recs.sampling import hash_bits, hash_stream
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 #: Value of one unit of the integer sums.
 UNIT = 2.0**-30
-#: Users multiplied at once. Values below 2^9 and weights that sum to some 2^12 keep the sums below
+#: Users multiplied at once. Values below 2^9 and weights that sum to some 2^10 keep the sums below
 #: 2^53, where float64 is exact.
-_BLOCK = 4096
+_BLOCK = 1024
 
-_POISSON = np.cumsum([exp(-1) / factorial(n) for n in range(17)])
+#: Poisson(1) by inversion of 16 random bits.
+_POISSON = np.searchsorted(
+    np.cumsum([exp(-1) / factorial(n) for n in range(17)]), np.arange(2**16) / 2**16, side="right"
+).astype(np.uint8)
 
-_SUMS = "model string, protocol string, split string, slice string, sums binary"
-_KEY = ("model", "protocol", "split", "slice")
+SUMS = "group int, cell int, sums binary"
 
-Key = tuple[str, str, str, str]
+#: Sums by group and cell.
+Sums = dict[tuple[int, int], np.ndarray]
 
 
 @njit(cache=True, nogil=True)
-def _weights(user_ids: np.ndarray, replicates: int, seed: int, cumulative: np.ndarray) -> np.ndarray:
+def _weights(user_ids: np.ndarray, replicates: int, seed: int, table: np.ndarray) -> np.ndarray:
     weights = np.ones((user_ids.size, replicates + 1))
     for u in range(user_ids.size):
-        for r in range(replicates):
-            point = hash_uniform(seed, user_ids[u], r)
-            weight = 0
-            while weight < cumulative.size and point >= cumulative[weight]:
-                weight += 1
-            weights[u, r + 1] = weight
+        stream = hash_stream(seed, user_ids[u])
+        for r in range(0, replicates, 4):  # four weights of 16 bits a hash
+            bits = hash_bits(stream, r)
+            for n in range(r, min(r + 4, replicates)):
+                weights[u, n + 1] = table[bits & np.uint64(0xFFFF)]
+                bits >>= np.uint64(16)
     return weights
 
 
@@ -56,70 +59,79 @@ def poisson_weights(user_ids: np.ndarray, replicates: int, seed: int) -> np.ndar
 
 
 class Totals:
-    """Weighted sums of per-user values, int64[columns, replicates + 1] a key.
+    """Weighted sums of per-user values, in multiples of :data:`UNIT`.
 
-    Column 0 of a key counts its users; values are in multiples of :data:`UNIT`.
+    Users are summed by their group (a model, protocol and split) and their cell (a disjoint slice
+    of the users): int64[columns, replicates + 1] each.
     """
 
     def __init__(self, replicates: int, seed: int) -> None:
         self.replicates, self.seed = replicates, seed
-        self.sums: dict[Key, np.ndarray] = {}
+        self.sums: Sums = {}
 
     def add(
-        self, user_ids: np.ndarray, groups: Sequence[tuple[Key, np.ndarray, np.ndarray]]
+        self, user_ids: np.ndarray, groups: np.ndarray, cells: np.ndarray, values: np.ndarray
     ) -> None:
-        """Add a block of users.
+        """Add a block of B users.
 
         Parameters
         ----------
-        user_ids : int[B]
-        groups
-            Each a key, the users that belong to it (bool[B]), and the values float64[B, C].
+        user_ids, groups, cells : int[B]
+        values : float64[B, C]
         """
-        for start in range(0, user_ids.size, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            weights = poisson_weights(user_ids[block], self.replicates, self.seed)
-            for key, members, values in groups:
-                chosen = members[block]
-                if not chosen.any():
-                    continue
-                units = np.rint(values[block][chosen] / UNIT)
-                units = np.column_stack([np.ones(len(units)), units])
-                sums = (units.T @ weights[chosen]).astype(np.int64)
-                self.sums[key] = self.sums[key] + sums if key in self.sums else sums
+        # Sorted, the users of a group and cell are one slice of the weights, which is no copy.
+        order = np.lexsort((cells, groups))
+        user_ids, groups, cells = user_ids[order], groups[order], cells[order]
+        units = np.rint(values[order] / UNIT)
+        for first in range(0, user_ids.size, _BLOCK):
+            last = min(first + _BLOCK, user_ids.size)
+            weights = poisson_weights(user_ids[first:last], self.replicates, self.seed)
+            place = groups[first:last], cells[first:last]
+            changes = np.flatnonzero((np.diff(place[0]) != 0) | (np.diff(place[1]) != 0)) + 1
+            for start, stop in pairwise([0, *changes, last - first]):
+                sums = units[first + start : first + stop].T @ weights[start:stop]
+                self.put((int(place[0][start]), int(place[1][start])), sums.astype(np.int64))
+
+    def put(self, key: tuple[int, int], sums: np.ndarray) -> None:
+        """Add sums that were made elsewhere."""
+        self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """Yield the sums as rows of a DataFrame."""
-        for key, sums in self.sums.items():
-            columns = {name: [part] for name, part in zip(_KEY, key, strict=True)}
-            yield pa.RecordBatch.from_pydict({**columns, "sums": [sums.tobytes()]})
+        """Yield the sums as rows of a DataFrame, :data:`SUMS`."""
+        for (group, cell), sums in self.sums.items():
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array([group], pa.int32()),
+                    pa.array([cell], pa.int32()),
+                    pa.array([sums.tobytes()]),
+                ],
+                ["group", "cell", "sums"],
+            )
 
 
-def total(partial: DataFrame, replicates: int) -> dict[Key, np.ndarray]:
+def total(partial: DataFrame, replicates: int) -> Sums:
     """Add up the rows that tasks yielded from :meth:`Totals.rows`, on the workers.
 
-    What reaches the driver is one row a key: columns × replicates, whatever the number of users.
+    What reaches the driver is one row a group and cell: columns × replicates, whatever the number
+    of users.
     """
 
-    def add(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        totals = Totals(replicates, 0)
+    def add(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        totals = Totals(replicates, seed=0)
         for batch in batches:
-            for *parts, packed in zip(*(batch.column(n).to_pylist() for n in range(5)), strict=True):
-                key, sums = tuple(parts), np.frombuffer(packed, np.int64)
-                totals.sums[key] = totals.sums[key] + sums if key in totals.sums else sums
+            columns = (batch.column(name).to_pylist() for name in ("group", "cell", "sums"))
+            for group, cell, packed in zip(*columns, strict=True):
+                totals.put((group, cell), np.frombuffer(packed, np.int64))
         yield from totals.rows()
 
-    rows = partial.repartition(*_KEY).mapInArrow(add, _SUMS).collect()
+    rows = partial.repartition("group", "cell").mapInArrow(add, SUMS).collect()
     return {
-        (row.model, row.protocol, row.split, row.slice): np.frombuffer(row.sums, np.int64).reshape(
-            -1, replicates + 1
-        )
+        (row.group, row.cell): np.frombuffer(row.sums, np.int64).reshape(-1, replicates + 1)
         for row in rows
     }
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over ``users`` with its 95% interval."""
 
     value: float
@@ -133,17 +145,17 @@ def replicate_means(sums: np.ndarray, users: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    sums, users : int64[replicates + 1]
-        Weighted sums of the values, in units, and of the users.
+    sums, users : int64[..., replicates + 1]
+        Weighted sums of the values, and of 1 for each user that counts.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(users > 0, sums / users, np.nan) * UNIT
+        return np.where(users > 0, sums / users, np.nan)
 
 
-def estimate(means: np.ndarray, users: int) -> Estimate:
-    """Return the first of ``means`` with the interval of the rest, as :func:`replicate_means` gives.
+def estimate(means: np.ndarray, users: np.ndarray) -> Estimate:
+    """Return the first of :func:`replicate_means` with the interval of the rest.
 
     A replicate that drew no user at all (of a handful) says nothing and is left out.
     """
     lower, upper = np.nanquantile(means[1:], [0.025, 0.975])
-    return Estimate(float(means[0]), float(lower), float(upper), users)
+    return Estimate(float(means[0]), float(lower), float(upper), round(users[0] * UNIT))

@@ -1,4 +1,4 @@
-r"""Metrics of the recommended lists themselves: coverage, novelty, diversity, popularity bias, Gini.
+r"""Metrics of the lists themselves: coverage, novelty, diversity, popularity bias, Gini.
 
 With L_u the first k items recommended to user u, C the recommendable items, and U the users who
 have a list:
@@ -20,7 +20,7 @@ have a list:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,16 +28,14 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from recs.evaluation.bootstrap import UNIT, Totals, estimate, replicate_means, total
+from recs.evaluation.bootstrap import SUMS, UNIT, Totals, estimate, replicate_means, total
+from recs.evaluation.grouping import by_user
 from recs.evaluation.ranks import METRICS
 from recs.ranking.files import ItemCatalogue, load_array, save_array
-from recs.ranking.lists import offsets_of, read_column, to_arrow
+from recs.ranking.lists import offsets_of, read_column
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-#: Columns of :func:`list_values` for each k; ``paired`` is 1 where diversity is defined.
-_COLUMNS = ("novelty", "popularity_bias", "diversity", "paired")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class ItemCategories:
 def write_categories(categories: DataFrame, folder: str, num_items: int) -> ItemCategories:
     """Write ``categories`` (item_id, category: a row each) under ``folder``, in one Spark task."""
 
-    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         received = [batch for batch in batches if batch.num_rows]
         if not received:
             return
@@ -132,59 +130,39 @@ def evaluate_lists(
     used = recommendations.where(F.col("rank") <= ks[-1]).select(
         "model", "user_id", "rank", "item_id"
     )
-    models = sorted(row.model for row in used.select("model").distinct().collect())
-    sums = _sum_users(used, models, catalogue, categories, ks, replicates, seed)
-    where = (split, "all")
-    rows = []
-    users = {}
-    for (model, *_), of_model in sorted(sums.items()):
-        users[model] = int(of_model[0, 0])
+    rows: list[tuple] = []
+    num_users = {}
+    users, groups = by_user(used, ["model"], {"rank": "int", "item_id": "int"})
+    measure = _measurer(catalogue, categories, ks, replicates, seed)
+    for (group, _), sums in sorted(total(users.mapInArrow(measure, SUMS), replicates).items()):
+        [model] = groups[group]
+        everyone = sums[0]
+        num_users[model] = round(everyone[0] * UNIT)
         for n, k in enumerate(ks):
-            column = dict(zip(_COLUMNS, of_model[1 + 4 * n :], strict=False))
-            of = {"novelty": of_model[0], "popularity_bias": of_model[0]}
-            if column["paired"][0]:
-                of["diversity"] = column["paired"] * UNIT
-            for metric, counted in of.items():
-                found = estimate(replicate_means(column[metric], counted), int(counted[0]))
-                interval = found.value, found.lower, found.upper, found.users
-                rows.append((model, "full", *where, metric, k, None, *interval))
+            novelty, bias, diversity, paired = sums[1 + 4 * n : 5 + 4 * n]
+            means = {"novelty": (novelty, everyone), "popularity_bias": (bias, everyone)}
+            if paired[0]:
+                means["diversity"] = diversity, paired
+            for metric, (values, counted) in means.items():
+                found = estimate(replicate_means(values, counted), counted)
+                rows.append((model, "full", split, "all", metric, k, None, *found))
     for row in _count_items(used, catalogue, ks).collect():
         for metric in ("coverage", "gini"):
-            value = row[metric]
-            key = row.model, "full", *where, metric, row.k
-            rows.append((*key, None, value, None, None, users[row.model]))
+            key = row.model, "full", split, "all", metric, row.k, None
+            rows.append((*key, row[metric], None, None, num_users[row.model]))
     return recommendations.sparkSession.createDataFrame(rows, METRICS)
 
 
-def _sum_users(
-    lists: DataFrame,
-    models: Sequence[str],
+def _measurer(
     catalogue: ItemCatalogue,
     categories: ItemCategories | None,
     ks: Sequence[int],
     replicates: int,
     seed: int,
-) -> dict:
-    """Sum the per-user metrics; see :class:`~recs.evaluation.bootstrap.Totals`."""
-    from pyspark.sql import functions as F
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the task that sums the per-user metrics of gathered lists."""
 
-    def pack(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Turn each run of rows of one user into one row, so that few rows are shuffled."""
-        for batch in batches:
-            keys = np.stack([read_column(batch, "model"), read_column(batch, "user_id")])
-            ranks = read_column(batch, "rank", np.int64)
-            entries = (ranks << 32) | read_column(batch, "item_id")
-            changes = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
-            starts = np.concatenate([[0], changes]) if batch.num_rows else changes
-            yield pa.RecordBatch.from_pydict(
-                {
-                    "model": keys[0, starts],
-                    "user_id": keys[1, starts],
-                    "entries": to_arrow(np.append(starts, batch.num_rows), pa.array(entries)),
-                }
-            )
-
-    def measure(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def measure(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         totals = Totals(replicates, seed)
         events = catalogue.train_events
         information = self_information(events)
@@ -194,42 +172,31 @@ def _sum_users(
         else:
             offsets, codes = load_array(categories.offsets_path), load_array(categories.codes_path)
         for batch in batches:
-            entries = batch.column("entries")
+            ranks, items = batch.column("rank"), batch.column("item_id")
             values = list_values(
-                offsets_of(entries.value_lengths().to_numpy()),
-                entries.flatten().to_numpy(),
+                offsets_of(ranks.value_lengths().to_numpy()),
+                ranks.flatten().to_numpy(),
+                items.flatten().to_numpy(),
                 information,
                 percentile,
                 offsets,
                 codes,
                 np.array(ks),
             )
-            of_model = read_column(batch, "model")
-            groups = [
-                ((models[n], "full", "", "all"), of_model == n, values)
-                for n in np.unique(of_model)
-            ]
-            totals.add(read_column(batch, "user_id"), groups)
+            user_ids = read_column(batch, "user_id")
+            nowhere = np.zeros(user_ids.size, np.int32)
+            values = np.column_stack([np.ones(user_ids.size), values])
+            totals.add(user_ids, read_column(batch, "group"), nowhere, values)
         yield from totals.rows()
 
-    code = F.array_position(F.array(*map(F.lit, models)), F.col("model")) - 1
-    packed = lists.withColumn("model", code.cast("int")).mapInArrow(
-        pack, "model int, user_id int, entries array<bigint>"
-    )
-    users = packed.groupBy("model", "user_id").agg(
-        F.flatten(F.collect_list("entries")).alias("entries")
-    )
-    partial = users.mapInArrow(
-        measure, "model string, protocol string, split string, slice string, sums binary"
-    )
-    return total(partial, replicates)
+    return measure
 
 
 def _count_items(lists: DataFrame, catalogue: ItemCatalogue, ks: Sequence[int]) -> DataFrame:
     """Return model, k, coverage and gini from how often each item is recommended."""
     from pyspark.sql import functions as F
 
-    def summarise(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def summarise(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         recommendable = catalogue.recommendable
         counts: dict[str, np.ndarray] = {}  # model: int64[K, N]
         for batch in batches:
@@ -296,7 +263,8 @@ def gini(counts: np.ndarray) -> float:
 @njit(cache=True, nogil=True)
 def list_values(
     offsets: np.ndarray,
-    entries: np.ndarray,
+    ranks: np.ndarray,
+    items: np.ndarray,
     information: np.ndarray,
     percentile: np.ndarray,
     category_offsets: np.ndarray,
@@ -308,9 +276,8 @@ def list_values(
     Parameters
     ----------
     offsets : int64[B+1]
-        User b's list is ``entries[offsets[b]:offsets[b + 1]]``, in any order.
-    entries : int64[nnz]
-        ``rank << 32 | item_id``.
+        User b's list is at ``offsets[b]:offsets[b + 1]``, in any order.
+    ranks, items : int32[nnz]
     information, percentile : float64[N]
         By :func:`self_information` and :func:`popularity_percentile`.
     category_offsets, categories : int64[N+1], int32[...]
@@ -330,7 +297,9 @@ def list_values(
         num_categories = max(num_categories, code + 1)
     sums = np.zeros(num_categories)  # Σ c_i over the items so far
     for u in range(num_users):
-        ordered = np.sort(entries[offsets[u] : offsets[u + 1]])
+        mine = slice(offsets[u], offsets[u + 1])
+        # Rank and item in one number: sorted by rank, and by item where ranks repeat.
+        ordered = np.sort((ranks[mine].astype(np.int64) << 32) | items[mine])
         novelty, bias, squares, num_paired, length = 0.0, 0.0, 0.0, 0, 0
         for n in range(ks.size):
             while length < ordered.size and ordered[length] >> 32 <= ks[n]:

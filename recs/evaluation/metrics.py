@@ -47,7 +47,8 @@ def positions_of(ranks: np.ndarray, ties: np.ndarray, share: float) -> np.ndarra
     --------
     One target with three others of its score, two above: it is somewhere from 3 to 6.
 
-    >>> positions_of(np.array([3]), np.array([3]), 1.0), positions_of(np.array([3]), np.array([3]), 0.5)
+    >>> rank, ties = np.array([3]), np.array([3])
+    >>> positions_of(rank, ties, 1.0), positions_of(rank, ties, 0.5)
     (array([6.]), array([4.5]))
 
     Two targets and one more candidate share the first three places: that one comes first.
@@ -86,7 +87,7 @@ def recall(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> recall(np.array([1.0, 3.0, 8.0]), 4, 5)
     0.5
     """
-    return np.sum(positions <= k) / num_targets
+    return float(np.sum(positions <= k) / num_targets)
 
 
 @njit(cache=True, nogil=True)
@@ -98,7 +99,7 @@ def precision(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> precision(np.array([1.0, 3.0, 8.0]), 4, 5)
     0.4
     """
-    return np.sum(positions <= k) / k
+    return float(np.sum(positions <= k) / k)
 
 
 @njit(cache=True, nogil=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from recs.evaluation.bootstrap import Key, Totals, estimate, replicate_means, total
+from recs.evaluation.bootstrap import SUMS, Sums, Totals, estimate, replicate_means, total
+from recs.evaluation.grouping import Group, by_user
 from recs.evaluation.metrics import AT_K, TIES, user_metrics
 from recs.ranking.lists import offsets_of
 
@@ -23,8 +23,21 @@ METRICS = (
 )
 DIFFERENCES = METRICS.replace("model string", "model string, baseline string")
 
-#: Slices that are unions of the disjoint ones that are summed.
-_UNIONS = {"warm": ("short", "long"), "all": ("cold", "short", "long")}
+#: Slices of users, as unions of the cells that are summed: users whose history is empty, short,
+#: long.
+_USER_SLICES = {"all": (0, 1, 2), "cold": (0,), "warm": (1, 2), "short": (1,), "long": (2,)}
+_KEYS = ("model", "protocol", "split")
+#: What is gathered of each target.
+_COLUMNS = {
+    "rank": "bigint",
+    "ties": "bigint",
+    "candidates": "bigint",
+    "history_length": "int",
+    "head": "int",
+}
+
+#: (model, protocol, split, slice)
+Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class RankTotals:
     Attributes
     ----------
     sums
-        By (model, protocol, split, slice): int64[1 + metrics, 1 + replicates].
+        By (model, protocol, split, slice): int64[1 + metrics, 1 + replicates], users first.
     columns
         Name and k of each metric, k None for the whole list.
     ties
@@ -48,7 +61,7 @@ class RankTotals:
     def metrics(self, spark: SparkSession) -> DataFrame:
         """Return the table of metrics, :data:`METRICS`."""
         rows = [
-            (*key, metric, k, self.ties, *_estimate(means, sums))
+            (*key, metric, k, self.ties, *estimate(means, sums[0]))
             for key, sums in sorted(self.sums.items())
             for (metric, k), means in zip(self.columns, _means(sums), strict=True)
         ]
@@ -73,7 +86,7 @@ class RankTotals:
             differences = _means(sums) - _means(other)
             for (metric, k), means in zip(self.columns, differences, strict=True):
                 key = (model, baseline, *where, metric, k, self.ties)
-                rows.append((*key, *_estimate(means, sums)))
+                rows.append((*key, *estimate(means, sums[0])))
         return spark.createDataFrame(rows, DIFFERENCES)
 
 
@@ -138,102 +151,78 @@ def sum_ranks(
         raise ValueError(f"ties {ties!r} is not known; take {' or '.join(TIES)}")
     if not ks or min(ks) < 1:
         raise ValueError(f"ks {tuple(ks)} must be one or more lengths of 1 or above")
-    needed = {"model", "protocol", "split", "user_id", "rank", "ties", "candidates"}
+    needed = {*_KEYS, "user_id", "rank", "ties", "candidates"}
     if not needed <= set(ranks.columns):
         raise ValueError(f"ranks lack column {', '.join(sorted(needed - set(ranks.columns)))}")
     by_history, by_target = "history_length" in ranks.columns, "head" in ranks.columns
     lengths = np.array([*ks, np.inf])
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         totals = Totals(replicates, seed)
         for batch in batches:
-            _add_batch(totals, batch, lengths, TIES[ties], by_history, by_target, long_history)
+            values, history_length = _measure(batch, lengths, TIES[ties], by_target)
+            cells = np.digitize(history_length, [1, max(long_history, 1)])
+            codes, users = batch.column("group").to_numpy(), batch.column("user_id").to_numpy()
+            totals.add(users, codes, cells, values)
         yield from totals.rows()
 
-    target = F.struct(
+    numbers = ranks.select(
+        *_KEYS,
+        "user_id",
         F.coalesce("rank", F.lit(0)).cast("bigint").alias("rank"),
         F.col("ties").cast("bigint").alias("ties"),
         F.col("candidates").cast("bigint").alias("candidates"),
-        (F.coalesce("head", F.lit(False)) if by_target else F.lit(False)).alias("head"),
+        (F.col("history_length") if by_history else F.lit(0)).cast("int").alias("history_length"),
+        (F.coalesce("head", F.lit(False)) if by_target else F.lit(False)).cast("int").alias("head"),
     )
-    users = ranks.groupBy("model", "protocol", "split", "user_id").agg(
-        F.collect_list(target).alias("targets"),
-        (F.max("history_length") if by_history else F.lit(0)).cast("int").alias("history_length"),
-    )
-    partial = users.mapInArrow(
-        run, "model string, protocol string, split string, slice string, sums binary"
-    )
-    sums = total(partial, replicates)
-    if by_history:
-        _unite(sums)
+    users, groups = by_user(numbers, _KEYS, _COLUMNS)
+    cells = total(users.mapInArrow(run, SUMS), replicates)
+    sums = _slices(cells, groups, by_history, by_target)
     columns = tuple((name, k) for k in (*ks, None) for name in AT_K)
     return RankTotals(sums, (*columns, ("auc", None)), ties)
 
 
-def _add_batch(
-    totals: Totals,
-    batch: pa.RecordBatch,
-    ks: np.ndarray,
-    share: float,
-    by_history: bool,
-    by_target: bool,
-    long_history: int,
-) -> None:
-    targets = batch.column("targets")
-    offsets = offsets_of(targets.value_lengths().to_numpy())
-    flat = targets.flatten()
-    ranks, ties, candidates = (
-        flat.field(name).to_numpy().astype(np.int64) for name in ("rank", "ties", "candidates")
+def _measure(
+    batch: pa.RecordBatch, ks: np.ndarray, share: float, by_target: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the users' values and history lengths.
+
+    The values are blocks of columns for all targets and, ``by_target``, head and tail targets: 1
+    where the user has such a target, then the metrics.
+    """
+    offsets = offsets_of(batch.column("rank").value_lengths().to_numpy())
+    ranks, ties, candidates, history, head = (
+        batch.column(name).flatten().to_numpy() for name in _COLUMNS
     )
-    head = flat.field("head").to_numpy(zero_copy_only=False)
-
-    def measured(counted: np.ndarray) -> np.ndarray:
-        return user_metrics(offsets, ranks, ties, candidates, counted, ks, share)
-
-    everyone = np.ones(batch.num_rows, bool)
-    slices = [("all", everyone, measured(np.ones(head.size, bool)))]
-    if by_history:
-        length = batch.column("history_length").to_numpy()
-        values = slices.pop()[2]
-        slices += [
-            ("cold", length == 0, values),
-            ("short", (length > 0) & (length < long_history), values),
-            ("long", length >= max(long_history, 1), values),
-        ]
+    chosen = [np.ones(head.size, bool)]
     if by_target:
-        for name, counted in (("head", head), ("tail", ~head)):
-            some = np.add.reduceat(np.append(counted, 0), offsets[:-1]) > 0
-            slices.append((name, some, measured(counted)))
-
-    groups = []
-    names, codes = _codes(batch, ("model", "protocol", "split"))
-    for n, name in enumerate(names):
-        mine = codes == n
-        groups += [((*name, where), mine & members, values) for where, members, values in slices]
-    totals.add(batch.column("user_id").to_numpy(), groups)
+        chosen += [head == 1, head == 0]
+    blocks = []
+    for counted in chosen:
+        some = np.add.reduceat(counted.astype(np.int64), offsets[:-1]) > 0
+        found = user_metrics(offsets, ranks, ties, candidates, counted, ks, share)
+        blocks += [some[:, None].astype(float), found]
+    return np.hstack(blocks), history[offsets[:-1]]
 
 
-def _codes(batch: pa.RecordBatch, columns: Sequence[str]) -> tuple[list[tuple], np.ndarray]:
-    """Return the distinct values of string columns together, and each row's place among them."""
-    joined = pc.binary_join_element_wise(*(batch.column(name) for name in columns), "\x1f")
-    encoded = joined.dictionary_encode()
-    names = [tuple(name.split("\x1f")) for name in encoded.dictionary.to_pylist()]
-    return names, encoded.indices.to_numpy()
-
-
-def _unite(sums: dict[Key, np.ndarray]) -> None:
-    """Add the slices that are unions of disjoint ones."""
-    for place in {key[:3] for key in sums}:
-        for name, parts in _UNIONS.items():
-            there = [sums[*place, part] for part in parts if (*place, part) in sums]
-            if there:
-                sums[*place, name] = np.sum(there, axis=0)
+def _slices(
+    cells: Sums, groups: list[Group], by_history: bool, by_target: bool
+) -> dict[Key, np.ndarray]:
+    """Add cells up to slices of users, and cut the columns into slices of targets."""
+    sums: dict[Key, np.ndarray] = {}
+    for n, (model, protocol, split) in enumerate(groups):
+        for name, parts in _USER_SLICES.items():
+            there = [cells[n, part] for part in parts if (n, part) in cells]
+            if not there or not (by_history or name == "all"):
+                continue
+            blocks = np.split(np.sum(there, axis=0), 3 if by_target else 1)
+            sums[model, protocol, split, name] = blocks[0]
+            if name == "all" and by_target:
+                for kind, block in zip(("head", "tail"), blocks[1:], strict=True):
+                    if block[0, 0]:
+                        sums[model, protocol, split, kind] = block
+    return sums
 
 
 def _means(sums: np.ndarray) -> np.ndarray:
     return replicate_means(sums[1:], sums[0])
-
-
-def _estimate(means: np.ndarray, sums: np.ndarray) -> tuple[float, float, float, int]:
-    found = estimate(means, int(sums[0, 0]))
-    return found.value, found.lower, found.upper, found.users

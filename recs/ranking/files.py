@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -96,7 +96,7 @@ def write_vectors(
     """
     columns = dict(columns)
 
-    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         received = [batch for batch in batches if batch.num_rows]
         if not received:
             return
@@ -120,9 +120,7 @@ def write_vectors(
     return {row["name"]: row["path"] for row in written}
 
 
-def item_vector(
-    item_ids: np.ndarray, values: np.ndarray, num_items: int, dtype: str
-) -> np.ndarray:
+def item_vector(item_ids: np.ndarray, values: np.ndarray, num_items: int, dtype: str) -> np.ndarray:
     """Return ``values`` placed at their items, zero elsewhere.
 
     >>> item_vector(np.array([2, 0]), np.array([5, 7]), 4, "int64").tolist()

@@ -10,7 +10,7 @@ values array<float> (as long), seen array<int> (never to be recommended).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +80,7 @@ def recommend(
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least one recommendation")
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         allowed = catalogue.recommendable
         scorer = model.open()
         backup = fallback.open() if fallback else None
@@ -103,9 +103,7 @@ def recommend(
                     reasons = backup.reasons(read, lists, why)
                     yield _recommendations(model.name, users, lists, reasons, True)
 
-    return histories.select("user_id", "history", "values", "seen").mapInArrow(
-        run, RECOMMENDATIONS
-    )
+    return histories.select("user_id", "history", "values", "seen").mapInArrow(run, RECOMMENDATIONS)
 
 
 def score(histories: DataFrame, model: Recommender) -> DataFrame:
@@ -125,7 +123,7 @@ def score(histories: DataFrame, model: Recommender) -> DataFrame:
     """
     _require(histories, ("user_id", "history", "values", "candidates"))
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = model.open()
         for batch in batches:
             user_ids = read_column(batch, "user_id")
@@ -183,7 +181,7 @@ def rank(
     columns = ["user_id", "history", "values", "seen", "targets", *([extra] if extra else [])]
     _require(histories, columns)
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorers = [(model, model.open()) for model in models]
         for batch in batches:
             yield from _rank_batch(batch, scorers, protocol, catalogue)
@@ -271,16 +269,21 @@ def _checked(scores: Scores, model: Recommender, user_ids: np.ndarray, num_items
     """Return ``scores`` if they can be ranked."""
     values = scores.values
     if np.isnan(values).any():
-        place = int(np.argmax(np.isnan(values).ravel()))
+        place = np.argmax(np.isnan(values).ravel())
         if isinstance(scores, SparseScores):
-            user, item = np.searchsorted(scores.offsets, place, side="right") - 1, scores.items[place]
+            user, item = (
+                np.searchsorted(scores.offsets, place, side="right") - 1,
+                scores.items[place],
+            )
         else:
             user, item = place // values.shape[-1], place % values.shape[-1]
         raise ValueError(
             f"model {model.name} scores item {item} for user {user_ids[user]} with NaN; "
             "its training diverged or its input holds NaN: train it again"
         )
-    known = scores.items.max(initial=-1) + 1 if isinstance(scores, SparseScores) else values.shape[-1]
+    known = (
+        scores.items.max(initial=-1) + 1 if isinstance(scores, SparseScores) else values.shape[-1]
+    )
     if known > num_items:
         raise ValueError(
             f"model {model.name} scores {known} items, the catalogue has {num_items}; "
@@ -307,4 +310,3 @@ def _require(frame: DataFrame, columns: Sequence[str]) -> None:
 
 def _constant(text: str, num_rows: int) -> pa.Array:
     return pa.array([text], pa.string()).take(pa.array(np.zeros(num_rows, np.int32)))
-

@@ -149,9 +149,7 @@ def _sift_down(scores: np.ndarray, items: np.ndarray, size: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _offer(
-    scores: np.ndarray, items: np.ndarray, size: int, score: float, item: int
-) -> int:
+def _offer(scores: np.ndarray, items: np.ndarray, size: int, score: float, item: int) -> int:
     """Put (score, item) among the best if it belongs there; return how many there are."""
     if size == scores.size:
         if _worse(scores[0], items[0], score, item):
@@ -317,7 +315,7 @@ def _settle(
 def _levels(
     targets: np.ndarray, scores: np.ndarray, allowed: np.ndarray, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of a user's rankable targets in ascending order of score, and the scores."""
+    """Return the places of a user's rankable targets, ascending by score, and the scores."""
     places = np.empty(stop - start, np.int64)
     size = 0
     for t in range(start, stop):
@@ -389,7 +387,7 @@ def _rank_sparse(
                 _tally(levels, above, reach, values[p], 1)
         if nothing:
             continue
-        _tally(levels, above, reach, np.float32(0), num_candidates - num_listed)
+        _tally(levels, above, reach, 0.0, num_candidates - num_listed)
         _settle(order, above, reach, start, num_candidates, ranks, ties, candidates)
     return ranks, ties, candidates
 

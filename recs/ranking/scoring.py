@@ -77,7 +77,7 @@ class Recommender(Protocol):
     def name(self) -> str: ...
 
     def open(self) -> Scorer:
-        """Open the model on a worker; called once a task, so what is dear is kept by the process."""
+        """Open the model on a worker; called once a task, so keep in the process what is dear."""
 
 
 def no_reasons(num_rows: int, count: int) -> Reasons:

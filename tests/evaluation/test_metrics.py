@@ -25,7 +25,7 @@ def _user(
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(metrics) == (0, 9)
+    assert doctest.testmod(metrics) == (0, 10)
 
 
 def test_one_target() -> None:

@@ -31,9 +31,7 @@ def _ranks(num_users: int = 60) -> list[tuple]:
 
 
 def _value(rows: list, model: str, metric: str, k: int | None, where: str = "all"):  # noqa: ANN202
-    [row] = [
-        r for r in rows if (r.model, r.metric, r.k, r.slice) == (model, metric, k, where)
-    ]
+    [row] = [r for r in rows if (r.model, r.metric, r.k, r.slice) == (model, metric, k, where)]
     return row
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import scipy.sparse
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, Row, SparkSession
 
+from recs.matrix import write_csr
 from recs.ranking.files import ItemCatalogue, save_array, write_catalogue
 from recs.ranking.jobs import rank, recommend, score
 from recs.ranking.lists import Lists, offsets_of
@@ -28,34 +28,27 @@ Build = Callable[[SparkSession, str], Recommender]
 
 def _popularity(spark: SparkSession, folder: str) -> Recommender:
     rows = [(item, float(item % 7)) for item in range(ITEMS - 3)]
-    return write_popularity(
-        spark.createDataFrame(rows, "item_id int, score float"), folder, ITEMS
-    )
+    return write_popularity(spark.createDataFrame(rows, "item_id int, score float"), folder, ITEMS)
 
 
 def _slim(spark: SparkSession, folder: str) -> Recommender:
     random = np.random.default_rng(5)
     weights = random.integers(1, 4, (ITEMS, ITEMS)) * (random.random((ITEMS, ITEMS)) < 0.2)
     np.fill_diagonal(weights, 0)
-    csr = scipy.sparse.csr_matrix(weights.astype(np.float32))
-    indptr, indices, data = (
-        save_array(getattr(csr, name), folder, name) for name in ("indptr", "indices", "data")
+    rows = [(int(j), int(i), float(weights[j, i])) for j, i in np.argwhere(weights)]
+    files = write_csr(
+        spark.createDataFrame(rows, "neighbour_id int, item_id int, weight float"),
+        f"{folder}/weights",
+        row="neighbour_id",
+        column="item_id",
+        value="weight",
+        shape=(ITEMS, ITEMS),
     )
-
-    # Local classes travel to the workers by value.
-    @dataclass(frozen=True)
-    class Files:
-        paths: tuple[str, str, str]
-
-        def open(self) -> SimpleNamespace:
-            indptr, indices, data = (np.load(path) for path in self.paths)
-            shape = indptr.size - 1, indptr.size - 1
-            return SimpleNamespace(indptr=indptr, indices=indices, data=data, shape=shape)
-
-    return SlimModel("slim", Files((indptr, indices, data)))
+    return SlimModel("slim", files)
 
 
 def _dense(spark: SparkSession, folder: str) -> Recommender:
+    # Local classes travel to the workers by value.
     @dataclass(frozen=True)
     class Scorer:
         num_items: int = ITEMS
@@ -149,9 +142,7 @@ def test_recommend_is_the_best_scores_without_seen(
         if model.name == "slim":
             open_items = {item for item in open_items if values[item] > 0}
         expected = sorted(open_items, key=lambda item: (-values[item], item))[:K]
-        mine = sorted(
-            (r for r in found if r.user_id == row["user_id"]), key=lambda r: r.rank
-        )
+        mine = sorted((r for r in found if r.user_id == row["user_id"]), key=lambda r: r.rank)
         assert [r.item_id for r in mine] == expected
         assert [r.rank for r in mine] == list(range(1, len(expected) + 1))
         np.testing.assert_array_equal([r.score for r in mine], values[expected])

@@ -1,0 +1,89 @@
+# `make demo` and `make test` need Python 3.11, Java 17 or newer, make and git, and nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := spark,train,report,dev
+# Another interpreter: make PYTHON=/path/to/python3.11 test
+PYTHON :=
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install java demo test test-slow check format bench bench-% wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       run all stages on generated events (ARGS=… for the command)"
+	@echo "make test       lint, format, types, and all tests but the slow ones"
+	@echo "make test-slow  the slow tests"
+	@echo "make check      lint, format and types only; make format mends the first two"
+	@echo "make bench-X    run benchmarks/X.py (ARGS=data=FOLDER); make bench runs all"
+	@echo "make install    create $(VENV) with the locked versions; done by the others when due"
+	@echo "make wheel      build dist/*.whl"
+	@echo "make clean      remove $(VENV), caches and builds"
+
+install: $(INSTALLED)
+
+demo: java $(INSTALLED)
+	$(BIN)/recs demo $(ARGS)
+
+test: java check
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: java $(INSTALLED)
+	$(PYTEST) -m slow $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-slim bench-evaluation
+
+bench-%: java $(INSTALLED).bench
+	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+wheel: $(INSTALLED)
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
+
+# The first Python 3.11 that really runs (a pyenv shim may exist and not) and can make environments.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.11 /usr/bin/python3.11 python3); do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' \
+	      2>/dev/null; then \
+	    echo "creating $(VENV) with $$("$$python" --version)"; \
+	    exec "$$python" -m venv --clear $(VENV); \
+	  fi; \
+	done; \
+	echo "Python 3.11 with venv is missing: install it (Debian: apt-get install python3.11-venv)," \
+	  "or say make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+# Touched when all is installed: made again only when what to install changes, and an installation
+# that broke off is taken up again. The build too uses the locked setuptools.
+$(INSTALLED): setup.py pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "$(VENV) is not of Python 3.11, or was moved: run make clean" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
+	  --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(INSTALLED).bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
+	  --editable '.[$(EXTRAS),bench]'
+	@touch $@
+
+java:
+	@java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"; \
+	version=$$("$$java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1); \
+	[ "$${version:-0}" -ge 17 ] || { \
+	  echo "Java 17 or newer is missing ($$java: version $${version:-not found}):" \
+	    "install it (Debian: apt-get install openjdk-17-jre-headless)" >&2; \
+	  exit 1; }

@@ -1,0 +1,8 @@
+"""spark-submit jobs/tune_slim.py --config FILE [key=value ...]: the search ``recs tune slim``."""
+
+import sys
+
+from pipelines.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["tune", "slim", *sys.argv[1:]]))

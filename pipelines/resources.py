@@ -1,0 +1,21 @@
+"""Files that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def conf_folder() -> Path:
+    """Return the folder of the shipped ``*.yaml``: beside this file in an installed wheel, at the
+    top of the repository in a checkout.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package was installed without it.
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no conf folder at {here} or above: install recs again")

@@ -1,0 +1,90 @@
+"""Sparse matrices as files: what is written is read, in any partitioning, or refused by name."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+
+from recs.matrix import CsrFiles, MatrixError, write_csr
+
+ENTRIES = [(0, 2, 1.5), (0, 0, 2.0), (3, 1, 0.5), (4, 0, 1.0), (4, 2, 3.0)]
+SCHEMA = "r int, c int, v double"
+
+
+def dense(files: CsrFiles) -> np.ndarray:
+    matrix = files.open()
+    out = np.zeros(matrix.shape, np.float32)
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    out[rows, matrix.indices] = 1 if matrix.data is None else matrix.data
+    return out
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 9])
+def test_round_trip_in_any_number_of_blocks(
+    spark: SparkSession, tmp_path: Path, blocks: int
+) -> None:
+    df = spark.createDataFrame(ENTRIES[::-1], SCHEMA).repartition(3)
+    files = write_csr(
+        df, str(tmp_path), row="r", column="c", value="v", shape=(6, 3), blocks=blocks
+    )
+    matrix = pickle.loads(pickle.dumps(files)).open()
+    assert matrix.indptr.tolist() == [0, 2, 2, 2, 3, 5, 5]
+    assert matrix.indices.tolist() == [0, 2, 1, 0, 2]
+    assert matrix.data is not None and matrix.data.tolist() == [2.0, 1.5, 0.5, 1.0, 3.0]
+    assert not matrix.indices.flags.writeable
+    assert files.manifest["nnz"] == 5 and files.manifest["shape"] == [6, 3]
+
+
+def test_csc_is_the_csr_of_swapped_columns(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.createDataFrame(ENTRIES, SCHEMA)
+    by_row = write_csr(df, str(tmp_path / "r"), row="r", column="c", value="v", shape=(5, 3))
+    by_column = write_csr(df, str(tmp_path / "c"), row="c", column="r", value="v", shape=(3, 5))
+    np.testing.assert_array_equal(dense(by_row).T, dense(by_column))
+
+
+def test_a_matrix_of_ones_has_no_values(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.createDataFrame([(r, c, 1.0) for r, c, _ in ENTRIES], SCHEMA)
+    given = write_csr(df, str(tmp_path / "a"), row="r", column="c", value="v", shape=(5, 3))
+    implied = write_csr(df, str(tmp_path / "b"), row="r", column="c", shape=(5, 3))
+    assert given.open().data is None and implied.open().data is None
+    np.testing.assert_array_equal(dense(given), dense(implied))
+
+
+def test_an_empty_matrix(spark: SparkSession, tmp_path: Path) -> None:
+    df = spark.createDataFrame([], SCHEMA)
+    matrix = write_csr(df, str(tmp_path), row="r", column="c", value="v", shape=(2, 3)).open()
+    assert matrix.indptr.tolist() == [0, 0, 0] and len(matrix.indices) == 0
+
+
+def test_a_second_matrix_replaces_the_first(spark: SparkSession, tmp_path: Path) -> None:
+    first = spark.createDataFrame(ENTRIES, SCHEMA)
+    write_csr(first, str(tmp_path), row="r", column="c", value="v", shape=(5, 3)).open()
+    second = spark.createDataFrame([(1, 1, 7.0)], SCHEMA)
+    files = write_csr(second, str(tmp_path), row="r", column="c", value="v", shape=(5, 3))
+    assert dense(files).sum() == 7
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ((5, 0, 1.0), "row 5 is outside of 0 … 4"),
+        ((-1, 0, 1.0), "row -1 is outside"),
+        ((0, 3, 1.0), "column 3 is outside of 0 … 2"),
+        ((4, 2, 9.0), r"entry \(4, 2\) is there twice"),
+        ((None, 1, 1.0), "a row is null"),
+        ((1, 1, None), "a value is null"),
+        ((1, 1, float("nan")), "not finite"),
+    ],
+)
+def test_entries_that_make_no_matrix(
+    spark: SparkSession, tmp_path: Path, entry: tuple, message: str
+) -> None:
+    df = spark.createDataFrame([*ENTRIES, entry], SCHEMA)
+    with pytest.raises(MatrixError, match=message):
+        write_csr(df, str(tmp_path), row="r", column="c", value="v", shape=(5, 3))
+    with pytest.raises(MatrixError, match="no finished matrix"):
+        CsrFiles(str(tmp_path)).open()
