@@ -187,7 +187,9 @@ def _print_rows(rows: list[dict[str, Any]], columns: list[str]) -> None:
     cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def _print_document(document: dict[str, Any]) -> None:

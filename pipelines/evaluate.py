@@ -90,7 +90,9 @@ def _candidate_lists(job: Job) -> DataFrame | None:
         return None
     item_ids = job.read("item_ids").select("item", "item_id")
     lists = job.read("candidate_lists").select("user", F.explode("candidates").alias("item"))
-    numbered = lists.join(item_ids, "item").join(job.read("user_ids").select("user", "user_id"), "user")
+    numbered = lists.join(item_ids, "item").join(
+        job.read("user_ids").select("user", "user_id"), "user"
+    )
     return numbered.groupBy("user_id").agg(F.collect_list("item_id").alias("candidates"))
 
 

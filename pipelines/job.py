@@ -43,7 +43,9 @@ class Job:
     @property
     def fit_splits(self) -> tuple[str, ...]:
         """Splits whose events models are fitted on and read as history."""
-        held_out_later = self.config.mode == "backtest" and self.config.evaluate.split == "validation"
+        held_out_later = (
+            self.config.mode == "backtest" and self.config.evaluate.split == "validation"
+        )
         return ("train",) if held_out_later else ("train", "validation")
 
     def read(self, table: str) -> DataFrame:
@@ -124,5 +126,3 @@ def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished
     finished = ledger.newest(stage.name, run_id)
     assert finished is not None
     return finished
-
-

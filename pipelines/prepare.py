@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import timezone
+from datetime import UTC
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -28,7 +28,7 @@ def run_ingest(job: Job) -> None:
     run.keep("events")
     run.keep("quarantine")
     counts = ingest.Counts(0, {}, {})
-    now = run.started_at.astimezone(timezone.utc).replace(tzinfo=None)
+    now = run.started_at.astimezone(UTC).replace(tzinfo=None)
     for source in config.events.sources:
         path = config.locate(source)
 

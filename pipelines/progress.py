@@ -138,7 +138,9 @@ class Progress:
                 info = tracker.getStageInfo(stage_id)
                 if info is not None:
                     active[stage_id] = info.numCompletedTasks, info.numTasks
-            finished += sum(total for stage_id, (_, total) in known.items() if stage_id not in active)
+            finished += sum(
+                total for stage_id, (_, total) in known.items() if stage_id not in active
+            )
             known = active
             done = finished + sum(done for done, _ in active.values())
             total = finished + sum(total for _, total in active.values())

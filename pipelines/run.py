@@ -61,9 +61,7 @@ class Outcome:
 def stages_of(config: Config) -> list[Stage]:
     """Return the stages of the whole pipeline: popularity is always fitted, as the fallback."""
     fits = [
-        model.fit
-        for name, model in MODELS.items()
-        if name in config.models or name == "popularity"
+        model.fit for name, model in MODELS.items() if name in config.models or name == "popularity"
     ]
     stages = [INGEST, VOCABULARY, SPLIT, *fits, RECOMMEND]
     return [*stages, EVALUATE] if config.mode == "backtest" else stages

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from recs.storage import StorageError, check_uri, join
+from recs.storage import StorageError, check_uri, join, redact_text
 
 ModelName = Literal["popularity", "slim"]
 MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
@@ -120,7 +120,9 @@ class Events(_Strict):
     @model_validator(mode="after")
     def _default_type_is_known(self) -> Events:
         if self.default_type not in self.types:
-            raise ValueError(f"default_type {self.default_type!r} is none of types {list(self.types)}")
+            raise ValueError(
+                f"default_type {self.default_type!r} is none of types {list(self.types)}"
+            )
         return self
 
 
@@ -331,8 +333,12 @@ class Config(_Strict):
                         return name
                 tried.append(full)
         if not self.data and not tried:
-            raise ConfigError(f"{source.paths[0]!r} lies in the data folder: give it as data=FOLDER")
-        raise ConfigError(f"none of these exists: {', '.join(tried)}; give the folder as data=FOLDER")
+            raise ConfigError(
+                f"{source.paths[0]!r} lies in the data folder: give it as data=FOLDER"
+            )
+        raise ConfigError(
+            f"none of these exists: {', '.join(tried)}; give the folder as data=FOLDER"
+        )
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -351,7 +357,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"config {path} must hold keys and values, it holds {type(values).__name__}")
+        raise ConfigError(
+            f"config {path} must hold keys and values, it holds {type(values).__name__}"
+        )
     values.setdefault("name", path.stem)
     for override in overrides or []:
         _apply(values, override)
@@ -373,7 +381,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = values
     for parent in parents:
-        node = node.setdefault(parent, {}) if isinstance(node, dict) else _element(node, parent, key)
+        node = (
+            node.setdefault(parent, {}) if isinstance(node, dict) else _element(node, parent, key)
+        )
     if not isinstance(node, dict):
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} holds no keys")
     node[last] = text if key in ("root", "data", "run_id", "name") else yaml.safe_load(text)
@@ -397,7 +407,7 @@ def _explain(path: Path, error: ValidationError) -> str:
             message = problem["msg"].removeprefix("Value error, ")
             given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
             lines.append(f"key {where!r}: {message}{given}")
-    return f"config {path}: " + "; ".join(lines)
+    return redact_text(f"config {path}: " + "; ".join(lines))
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

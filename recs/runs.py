@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -40,7 +40,7 @@ class ConcurrentRun(LakeError):
 
 def new_run_id() -> str:
     """Return an id that sorts by time: UTC seconds and six random hex digits."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Finished:
 
 
 class Ledger:
-    """The table ``runs``, read whole: it grows with runs (a few a stage and day), never with events."""
+    """The table ``runs``, read whole: it grows with runs, a few a stage and day, not with events."""
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
@@ -79,7 +79,7 @@ class Ledger:
         return versions
 
     def newest(self, stage: str, run_id: str | None = None) -> Finished | None:
-        """Return the newest finished run of a stage in the lake's mode (of ``run_id``, if given)."""
+        """Return the newest finished run of a stage in the lake's mode (or that of ``run_id``)."""
         for row in reversed(self.rows()):
             if (
                 row["stage"] == stage
@@ -185,7 +185,7 @@ class Run:
         self.lake.create("runs")
         self.ledger = Ledger(self.lake)
         self._started = time.monotonic()
-        self.started_at = datetime.now(timezone.utc)
+        self.started_at = datetime.now(UTC)
         rows = self.ledger.rows()
         self._committed = self.ledger.versions(rows)
         self.attempt = 1 + sum(
@@ -238,7 +238,12 @@ class Run:
     # -- writing --------------------------------------------------------------------------------
 
     def write(
-        self, name: str, df: DataFrame, how: Write = "overwrite", *, where: dict[str, str] | None = None
+        self,
+        name: str,
+        df: DataFrame,
+        how: Write = "overwrite",
+        *,
+        where: dict[str, str] | None = None,
     ) -> int:
         """Write ``df`` with this run's id in one Delta commit and return the version.
 

@@ -85,7 +85,10 @@ _MODEL = Column("model", "string", "name of the model", nullable=False)
 _MODEL_VERSION = Column("model_version", "string", "run that fitted the model", nullable=False)
 _SPLIT = Column("split", "string", "train, validation or test", nullable=False)
 _PROTOCOL = Column(
-    "protocol", "string", "candidates ranked: full, uniform100, popularity100, given", nullable=False
+    "protocol",
+    "string",
+    "candidates ranked: full, uniform100, popularity100, given",
+    nullable=False,
 )
 
 _METRIC_COLUMNS = (

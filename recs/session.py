@@ -99,7 +99,6 @@ def get_session(
     if local:
         _require_java()
         os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-        # PYTHONPATH entries of the driver reach the workers by inheritance; a relative one would not.
     builder = SparkSession.builder.appName(app_name)
     if master:
         builder = builder.master(master)

@@ -53,7 +53,7 @@ def check_uri(uri: str) -> str:
     # abfss://container@account.dfs.core.windows.net is an address, not a login.
     if parts.password or (parts.username and scheme not in ("abfss", "abfs")):
         raise StorageError(
-            f"path {redact(uri)!r} carries credentials; give them to Spark or the environment instead"
+            f"path {redact(uri)!r} carries credentials; give them to Spark or the environment"
         )
     return uri
 

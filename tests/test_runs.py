@@ -130,7 +130,9 @@ def test_migration_adds_columns_that_old_rows_read_as_null(
     with run(lake, "r2") as second:
         rows = second.read("user_ids").drop("run_id").collect()
         assert [row.country for row in rows] == [None]
-        df = lake.spark.createDataFrame([("b", 1, "nl")], "user string, user_id int, country string")
+        df = lake.spark.createDataFrame(
+            [("b", 1, "nl")], "user string, user_id int, country string"
+        )
         second.write("user_ids", df, "append")
     found = {row.user: row.country for row in lake.load("user_ids").collect()}
     assert found == {"a": None, "b": "nl"}

@@ -41,8 +41,10 @@ def histories(
         array<float> beside it; ``seen`` array<int> ascending, the items never to be recommended
         (disliked ones always; all that were interacted with if ``exclude_seen``).
     """
-    liked = pairs(interactions, fit_splits, values).groupBy("user_id").agg(
-        F.array_sort(F.collect_list(F.struct("item_id", "value"))).alias("_pairs")
+    liked = (
+        pairs(interactions, fit_splits, values)
+        .groupBy("user_id")
+        .agg(F.array_sort(F.collect_list(F.struct("item_id", "value"))).alias("_pairs"))
     )
     known = interactions.where(F.col("split").isin(*fit_splits))
     unwanted = known if exclude_seen else known.where(~F.col("positive"))

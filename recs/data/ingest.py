@@ -68,9 +68,7 @@ class Counts:
             )
 
 
-def parse(
-    batch: DataFrame, source: EventSource, events: Events, *, now: datetime
-) -> DataFrame:
+def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetime) -> DataFrame:
     """Return typed events with the reason why a row is not acceptable (null: it is).
 
     Reasons, of which a row gets the first that holds: ``malformed``, ``null_user``, ``null_item``,
@@ -96,7 +94,14 @@ def parse(
         Columns of table ``events`` but ``run_id``, ``_raw`` and ``_reason``.
     """
     names = source.columns
-    roles = (names.user, names.item, names.timestamp, names.position, names.event_type, names.weight)
+    roles = (
+        names.user,
+        names.item,
+        names.timestamp,
+        names.position,
+        names.event_type,
+        names.weight,
+    )
     wanted = list(dict.fromkeys([name for name in roles if name] + names.context))
     df = rows(batch, source, wanted)
 
@@ -107,7 +112,9 @@ def parse(
     time = _time(text(names.timestamp), source.timestamp_format)
     position = text(names.position).try_cast("bigint")
     kind = F.coalesce(text(names.event_type), F.lit(events.default_type))
-    value = F.coalesce(text(names.weight).try_cast("double"), F.when(text(names.weight).isNull(), 1.0))
+    value = F.coalesce(
+        text(names.weight).try_cast("double"), F.when(text(names.weight).isNull(), 1.0)
+    )
     context = (
         F.create_map(*[part for name in names.context for part in (F.lit(name), _column(name))])
         if names.context
@@ -286,5 +293,7 @@ def _by_type(kind: Column, events: Events) -> tuple[Column, Column]:
     positive = F.lit(None).cast("boolean")
     for name, event_type in events.types.items():
         weight = F.when(kind == name, F.lit(event_type.weight)).otherwise(weight)
-        positive = F.when(kind == name, F.lit(event_type.polarity == "positive")).otherwise(positive)
+        positive = F.when(kind == name, F.lit(event_type.polarity == "positive")).otherwise(
+            positive
+        )
     return weight, positive

@@ -115,7 +115,9 @@ def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
     schema = T.StructType([T.StructField(name, T.StringType()) for name in [*fields, MALFORMED]])
     ddl = ", ".join(f"`{f.name.replace('`', '``')}` string" for f in schema.fields)
     parsed = parse(
-        F.col("value"), schema if source.format == "jsonl" else ddl, options  # type: ignore[arg-type]
+        F.col("value"),
+        schema if source.format == "jsonl" else ddl,
+        options,  # type: ignore[arg-type]
     )
     lines = lines.where(F.trim("value") != "").withColumn("_fields", parsed)
     kept = [F.col("_fields").getField(name).alias(name) for name in columns]

@@ -85,7 +85,11 @@ def _cap(events: DataFrame, split: Split) -> DataFrame:
         return events.join(over, "user_id", "left_anti")
     newest = [F.desc(column) for column in EVENT_ORDER]
     rank = F.row_number().over(Window.partitionBy("user_id").orderBy(*newest))
-    return events.withColumn("_rank", rank).where(F.col("_rank") <= split.max_user_events).drop("_rank")
+    return (
+        events.withColumn("_rank", rank)
+        .where(F.col("_rank") <= split.max_user_events)
+        .drop("_rank")
+    )
 
 
 def _merge_repeats(events: DataFrame) -> DataFrame:
@@ -147,7 +151,9 @@ def _leave_one_out(kept: DataFrame) -> DataFrame:
     """Cut a user's history at its last two positive events; fewer than three are all training."""
     user = Window.partitionBy("user_id")
     sequence = F.when(F.col("positive"), F.col("sequence"))
-    kept = kept.withColumns({"_last": F.max(sequence).over(user), "_n": F.count(sequence).over(user)})
+    kept = kept.withColumns(
+        {"_last": F.max(sequence).over(user), "_n": F.count(sequence).over(user)}
+    )
     earlier = F.when(F.col("sequence") < F.col("_last"), sequence)
     kept = kept.withColumn("_before_last", F.max(earlier).over(user))
     label = F.when(F.col("_n") < 3, "train").when(F.col("sequence") >= F.col("_last"), "test")

@@ -70,13 +70,12 @@ def gram_rows(by_item: Csr, by_user: Csr | None, start: int, stop: int) -> np.nd
     return out
 
 
-def row_blocks(by_item: Csr, blocks: int) -> np.ndarray:
-    """Return the bounds of blocks of rows that cost about the same, int64 [blocks + 1]."""
+def row_blocks(by_item: Csr, blocks: int) -> list[int]:
+    """Return the bounds of blocks of rows that cost about the same: blocks + 1 numbers."""
     num_items = by_item.shape[0]
     cost = by_item.indptr + np.arange(num_items + 1) * (1 + by_item.indptr[-1] // num_items)
     bounds = np.searchsorted(cost, np.linspace(0, cost[-1], blocks + 1))
-    bounds[-1] = num_items
-    return bounds
+    return [*bounds[:-1].tolist(), num_items]
 
 
 @functools.lru_cache(maxsize=2)
@@ -98,17 +97,17 @@ def open_gram(folder: str, shards: tuple[str, ...]) -> np.ndarray:
 
 
 @intrinsic
-def _ones(typing_context, word):  # type: ignore[no-untyped-def]
+def _ones(typing_context, word):
     """Count the ones of a word: LLVM's ctpop, an instruction, and one for 8 words where it can."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         return builder.ctpop(arguments[0])
 
     return word(word), generate
 
 
 @njit(nogil=True, cache=True)
-def _pack(indptr, indices, num_users):  # type: ignore[no-untyped-def]
+def _pack(indptr, indices, num_users):
     """Return a row of bits an item, padded to whole 512-bit registers."""
     bits = np.zeros((len(indptr) - 1, (num_users + 511) // 512 * 8), np.uint64)
     for item in range(len(bits)):
@@ -119,7 +118,7 @@ def _pack(indptr, indices, num_users):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _count_bits(bits, start, stop, out):  # type: ignore[no-untyped-def]
+def _count_bits(bits, start, stop, out):
     tile = 16  # rows that stay in the first-level cache while all others pass by
     for first in range(start, stop, tile):
         for j in range(len(bits)):
@@ -128,12 +127,12 @@ def _count_bits(bits, start, stop, out):  # type: ignore[no-untyped-def]
                 ours = bits[i]
                 total = np.uint64(0)
                 for k in range(len(ours)):
-                    total += _ones(ours[k] & theirs[k])
+                    total += _ones(ours[k] & theirs[k])  # type: ignore[call-arg]
                 out[i - start, j] = total
 
 
 @njit(nogil=True, cache=True)
-def _scatter(  # type: ignore[no-untyped-def]
+def _scatter(
     item_indptr, item_users, item_values, user_indptr, user_items, user_values, start, out
 ):
     weighted = len(user_values) > 0

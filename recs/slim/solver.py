@@ -168,7 +168,7 @@ def _readonly(array: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _solve(source, diagonal, items, l1, l2, tolerance, max_iterations, warm):  # type: ignore[no-untyped-def]
+def _solve(source, diagonal, items, l1, l2, tolerance, max_iterations, warm):
     num_items = len(diagonal)
     row = np.empty(num_items)  # G_i
     r = np.empty(num_items)  # residual correlations, right for candidates only
@@ -296,13 +296,13 @@ def _solve(source, diagonal, items, l1, l2, tolerance, max_iterations, warm):  #
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _violation(r, w, l2):  # type: ignore[no-untyped-def]
+def _violation(r, w, l2):
     """How far a weight is from its optimality condition."""
     return abs(r - l2 * w) if w > 0 else max(0.0, r)
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _least_of_largest(gains, wanted):  # type: ignore[no-untyped-def]
+def _least_of_largest(gains, wanted):
     """Return a threshold that half to all of ``wanted`` gains reach; more only where they tie."""
     if len(gains) <= wanted:
         return 0.0
@@ -322,7 +322,7 @@ def _least_of_largest(gains, wanted):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _descend(sub, d, l2, r, w, size, limit, max_passes):  # type: ignore[no-untyped-def]
+def _descend(sub, d, l2, r, w, size, limit, max_passes):
     """Pass over the working set until its residual is at most ``limit``; return the passes."""
     due = 6
     for passes in range(1, max_passes + 1):
@@ -353,7 +353,7 @@ def _descend(sub, d, l2, r, w, size, limit, max_passes):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _newton(sub, d, l2, r, w, size, support):  # type: ignore[no-untyped-def]
+def _newton(sub, d, l2, r, w, size, support):
     """Move the positive weights towards their joint optimum, as far as they stay ≥ 0.
 
     Descent settles which weights are positive in a few passes and then creeps; the optimum over
@@ -405,14 +405,14 @@ def _newton(sub, d, l2, r, w, size, support):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _grown(array, least):  # type: ignore[no-untyped-def]
+def _grown(array, least):
     bigger = np.empty(max(least, 2 * len(array)), array.dtype)
     bigger[: len(array)] = array
     return bigger
 
 
 @njit(nogil=True, cache=True)
-def _extend(source, work, old, size, sub, scratch):  # type: ignore[no-untyped-def]
+def _extend(source, work, old, size, sub, scratch):
     """Return the working set's Gram, with rows and columns from ``old`` to ``size`` filled in."""
     if size > len(sub):
         bigger = np.empty((2 * size, 2 * size))
@@ -425,41 +425,41 @@ def _extend(source, work, old, size, sub, scratch):  # type: ignore[no-untyped-d
 # The interface of a Gram source: four functions, one body for each kind of source.
 
 
-def _scratch(source):  # type: ignore[no-untyped-def]
+def _scratch(source):
     """Working memory of a source, zero between calls."""
 
 
-def _gram_row(source, i, row):  # type: ignore[no-untyped-def]
+def _gram_row(source, i, row):
     """Write G_i to ``row`` [N]."""
 
 
-def _sub_gram(source, work, old, size, sub, scratch):  # type: ignore[no-untyped-def]
+def _sub_gram(source, work, old, size, sub, scratch):
     """Write G among work[:size] to ``sub``, where a row or column is ≥ ``old``."""
 
 
-def _correlations(source, row, l1, candidates, active, w, r, scratch):  # type: ignore[no-untyped-def]
+def _correlations(source, row, l1, candidates, active, w, r, scratch):
     """Write G_ij − λ − Σ_k G_jk w_k, k in ``active``, to r[j] for every candidate j."""
 
 
 @overload(_scratch)
-def _scratch_of(source):  # type: ignore[no-untyped-def]
+def _scratch_of(source):
     if source.instance_class is DenseGram:
         return lambda source: np.zeros(0)
     return lambda source: np.zeros(len(source.user_indptr) - 1)
 
 
 @overload(_gram_row, jit_options={"fastmath": _FAST})
-def _gram_row_of(source, i, row):  # type: ignore[no-untyped-def]
+def _gram_row_of(source, i, row):
     if source.instance_class is DenseGram:
 
-        def dense(source, i, row):  # type: ignore[no-untyped-def]
+        def dense(source, i, row):
             gram = source.gram[i]
             for j in range(len(row)):
                 row[j] = gram[j]
 
         return dense
 
-    def sparse(source, i, row):  # type: ignore[no-untyped-def]
+    def sparse(source, i, row):
         row[:] = 0.0
         weighted = len(source.user_values) > 0
         for p in range(source.item_indptr[i], source.item_indptr[i + 1]):
@@ -474,10 +474,10 @@ def _gram_row_of(source, i, row):  # type: ignore[no-untyped-def]
 
 
 @overload(_sub_gram)
-def _sub_gram_of(source, work, old, size, sub, scratch):  # type: ignore[no-untyped-def]
+def _sub_gram_of(source, work, old, size, sub, scratch):
     if source.instance_class is DenseGram:
 
-        def dense(source, work, old, size, sub, scratch):  # type: ignore[no-untyped-def]
+        def dense(source, work, old, size, sub, scratch):
             for a in range(size):
                 gram = source.gram[work[a]]
                 for b in range(old if a < old else 0, size):
@@ -485,7 +485,7 @@ def _sub_gram_of(source, work, old, size, sub, scratch):  # type: ignore[no-unty
 
         return dense
 
-    def sparse(source, work, old, size, sub, scratch):  # type: ignore[no-untyped-def]
+    def sparse(source, work, old, size, sub, scratch):
         for a in range(old, size):
             _scatter(source, work[a], 1.0, scratch)
             for b in range(a + 1):
@@ -498,10 +498,10 @@ def _sub_gram_of(source, work, old, size, sub, scratch):  # type: ignore[no-unty
 
 
 @overload(_correlations, jit_options={"fastmath": _FAST})
-def _correlations_of(source, row, l1, candidates, active, w, r, scratch):  # type: ignore[no-untyped-def]
+def _correlations_of(source, row, l1, candidates, active, w, r, scratch):
     if source.instance_class is DenseGram:
 
-        def dense(source, row, l1, candidates, active, w, r, scratch):  # type: ignore[no-untyped-def]
+        def dense(source, row, l1, candidates, active, w, r, scratch):
             gram = source.gram
             num_items = len(row)
             if 8 * len(candidates) < num_items:
@@ -534,7 +534,7 @@ def _correlations_of(source, row, l1, candidates, active, w, r, scratch):  # typ
 
         return dense
 
-    def sparse(source, row, l1, candidates, active, w, r, scratch):  # type: ignore[no-untyped-def]
+    def sparse(source, row, l1, candidates, active, w, r, scratch):
         for k in range(len(active)):
             _scatter(source, active[k], w[k], scratch)  # A w, a value a user
         for c in range(len(candidates)):
@@ -547,7 +547,7 @@ def _correlations_of(source, row, l1, candidates, active, w, r, scratch):  # typ
 
 
 @njit(nogil=True, cache=True)
-def _scatter(source, j, x, users):  # type: ignore[no-untyped-def]
+def _scatter(source, j, x, users):
     """users += x a_j"""
     weighted = len(source.item_values) > 0
     for p in range(source.item_indptr[j], source.item_indptr[j + 1]):
@@ -555,7 +555,7 @@ def _scatter(source, j, x, users):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _gather(source, j, users):  # type: ignore[no-untyped-def]
+def _gather(source, j, users):
     """Return a_jᵀ users."""
     weighted = len(source.item_values) > 0
     total = 0.0
@@ -566,6 +566,6 @@ def _gather(source, j, users):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _clear(source, j, users):  # type: ignore[no-untyped-def]
+def _clear(source, j, users):
     for p in range(source.item_indptr[j], source.item_indptr[j + 1]):
         users[source.item_users[p]] = 0.0

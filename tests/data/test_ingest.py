@@ -84,7 +84,12 @@ def test_bad_rows_are_put_aside_with_reason_and_raw_text(
 
 
 def test_values_are_typed_and_weighted(spark: SparkSession, write: Callable[..., Path]) -> None:
-    path = write("u,i,t,e,w", "a,b,2025-01-01T10:00:00Z,buy,2", "a,c,2025-01-02,,", "a,d,2025-01-03,dislike,1")
+    path = write(
+        "u,i,t,e,w",
+        "a,b,2025-01-01T10:00:00Z,buy,2",
+        "a,c,2025-01-02,,",
+        "a,d,2025-01-03,dislike,1",
+    )
     rows = split_accepted(ingest(spark, events_of(path)))[0].orderBy("timestamp").collect()
     assert [(r.event_type, r.weight, r.positive) for r in rows] == [
         ("buy", 6.0, True),
@@ -102,7 +107,9 @@ def test_exact_duplicates_keep_the_first(spark: SparkSession, write: Callable[..
     assert [(row.reason, row.line) for row in quarantine.collect()] == [("duplicate", 2)]
 
 
-def test_events_known_already_are_duplicates(spark: SparkSession, write: Callable[..., Path]) -> None:
+def test_events_known_already_are_duplicates(
+    spark: SparkSession, write: Callable[..., Path]
+) -> None:
     events = events_of(write("u,i,t,e,w", "a,b,2025-01-01,view,1"))
     known = split_accepted(ingest(spark, events))[0]
     assert reasons(ingest(spark, events, known)) == {"duplicate": 1}
@@ -168,7 +175,10 @@ def test_groupLens_form_in_gzip_and_latin_1(spark: SparkSession, tmp_path: Path)
         columns=columns,
     )
     rows = split_accepted(ingest(spark, events))[0].orderBy("line").collect()
-    assert [(row.user, row.item, row.weight) for row in rows] == [("Zoë", "1193", 5), ("1", "661", 3)]
+    assert [(row.user, row.item, row.weight) for row in rows] == [
+        ("Zoë", "1193", 5),
+        ("1", "661", 3),
+    ]
 
 
 def test_json_lines(spark: SparkSession, write: Callable[..., Path]) -> None:
@@ -183,7 +193,10 @@ def test_json_lines(spark: SparkSession, write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("form", ["parquet", "delta"])
 def test_typed_tables(spark: SparkSession, tmp_path: Path, form: str) -> None:
     df = spark.createDataFrame(
-        [(7, "x", datetime(2025, 1, 1), "view", 1.0), (None, "y", datetime(2025, 1, 1), "view", 1.0)],
+        [
+            (7, "x", datetime(2025, 1, 1), "view", 1.0),
+            (None, "y", datetime(2025, 1, 1), "view", 1.0),
+        ],
         "u bigint, i string, t timestamp, e string, w double",
     )
     df.write.format(form).save(str(tmp_path / "t"))
@@ -217,7 +230,9 @@ def test_files_with_different_headers_are_refused(
 def test_too_many_rejects_say_how_many_and_why(
     spark: SparkSession, write: Callable[..., Path]
 ) -> None:
-    counts = count(ingest(spark, events_of(write("u,i,t,e,w", "a,b,2025-01-01,view,1", ",b,x,view,1"))))
+    counts = count(
+        ingest(spark, events_of(write("u,i,t,e,w", "a,b,2025-01-01,view,1", ",b,x,view,1")))
+    )
     counts.require(max_share=0.5)
     with pytest.raises(TooManyRejects, match=r"1 of 2 rows \(50.0%\).*null_user: 1, e.g. .*line 3"):
         counts.require(max_share=0.4)
@@ -231,7 +246,10 @@ def test_stream_reads_each_file_once(spark: SparkSession, tmp_path: Path, form: 
     seen: list[str] = []
 
     def deliver(user: str) -> None:
-        df = spark.createDataFrame([(user, "i", "2025-01-01", "view", "1")], "u string, i string, t string, e string, w string")
+        df = spark.createDataFrame(
+            [(user, "i", "2025-01-01", "view", "1")],
+            "u string, i string, t string, e string, w string",
+        )
         df.coalesce(1).write.format(form).mode("append").option("header", "true").save(str(folder))
 
     def handle(batch: DataFrame) -> None:
@@ -245,7 +263,9 @@ def test_stream_reads_each_file_once(spark: SparkSession, tmp_path: Path, form: 
     assert seen == ["a", "b"]
 
 
-def test_error_inside_a_batch_comes_out_as_it_was(spark: SparkSession, write: Callable[..., Path]) -> None:
+def test_error_inside_a_batch_comes_out_as_it_was(
+    spark: SparkSession, write: Callable[..., Path]
+) -> None:
     path = write("u,i,t,e,w", "a,b,2025-01-01,view,1")
 
     def fail(batch: DataFrame) -> None:

@@ -13,7 +13,8 @@ def csr(a: np.ndarray) -> Csr:
     rows, columns = np.nonzero(a)
     data = a[rows, columns].astype(np.float32)
     indptr = np.concatenate(([0], np.cumsum((a != 0).sum(axis=1))))
-    return Csr(indptr, columns.astype(np.int32), None if (data == 1).all() else data, a.shape)
+    values = None if (data == 1).all() else data
+    return Csr(indptr, columns.astype(np.int32), values, (a.shape[0], a.shape[1]))
 
 
 @pytest.fixture(params=[False, True], ids=["binary", "weighted"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def sparse_source(a: np.ndarray) -> SparseGram:
     return SparseGram(*rows(a), *rows(a.T))
 
 
-def solve(a: np.ndarray, l1: float, l2: float, *, sparse: bool = False, **options) -> Solution:
+def solve(a: np.ndarray, l1: float, l2: float, *, sparse: bool = False, **options: Any) -> Solution:
     gram = a.T @ a
     source = sparse_source(a) if sparse else DenseGram(gram.astype(np.float32))
     items = np.arange(a.shape[1], dtype=np.int32)
@@ -163,6 +165,12 @@ def test_giving_up_is_told() -> None:
 
 
 def test_options_that_make_no_sense() -> None:
-    for wrong in ({"l1": -1.0}, {"l2": float("nan")}, {"tolerance": 0.0}, {"max_iterations": 0}):
+    cases: list[dict[str, Any]] = [
+        {"l1": -1.0},
+        {"l2": float("nan")},
+        {"tolerance": 0.0},
+        {"max_iterations": 0},
+    ]
+    for wrong in cases:
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            solve(matrix(False), **{"l1": 1.0, "l2": 1.0, **wrong})
+            solve(matrix(False), **({"l1": 1.0, "l2": 1.0} | wrong))

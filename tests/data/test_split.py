@@ -1,0 +1,232 @@
+"""Splits worked out by hand; the same under any partitioning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from recs.config import Split
+from recs.data.histories import histories, pairs, with_targets
+from recs.data.split import catalogue, interactions
+
+EVENTS = (
+    "user string, item string, timestamp timestamp, position bigint, event_type string, "
+    "weight double, positive boolean, held_out string, source string, line bigint"
+)
+
+Event = tuple[str, str, dict[str, Any]]
+
+
+def event(user: str, item: str, **changes: Any) -> Event:
+    return user, item, changes
+
+
+def table(spark: SparkSession, rows: Iterable[Event], parts: int = 2) -> DataFrame:
+    full = []
+    for line, (user, item, changes) in enumerate(rows):
+        row = {
+            "timestamp": None,
+            "position": None,
+            "event_type": "view",
+            "weight": 1.0,
+            "positive": True,
+            "held_out": None,
+            "source": "f",
+            "line": line,
+        } | changes
+        full.append((user, item, *row.values()))
+    return spark.createDataFrame(full, EVENTS).repartition(parts)
+
+
+def split(
+    spark: SparkSession,
+    rows: Iterable[Event],
+    *,
+    parts: int = 2,
+    hold_out: bool = True,
+    **settings: Any,
+) -> list[tuple[str, str, int, str]]:
+    """Return (user, item, sequence, split) in order; users and items are named by their number."""
+    rows = list(rows)
+    users = sorted({user for user, _, _ in rows})
+    items = sorted({item for _, item, _ in rows})
+    user_ids = spark.createDataFrame(
+        [(u, n) for n, u in enumerate(users)], "user string, user_id int"
+    )
+    item_ids = spark.createDataFrame(
+        [(i, n) for n, i in enumerate(items)], "item string, item_id int"
+    )
+    out = interactions(
+        table(spark, rows, parts),
+        user_ids,
+        item_ids,
+        Split(**settings),
+        hold_out=hold_out,
+        files_give_validation=False,
+        seed=7,
+    )
+    return sorted((users[r.user_id], items[r.item_id], r.sequence, r.split) for r in out.collect())
+
+
+def labels(rows: list[tuple[str, str, int, str]], user: str = "u") -> str:
+    """The splits of a user's events in order, by first letters."""
+    ordered = sorted((sequence, label) for name, _, sequence, label in rows if name == user)
+    return "".join(label[0] for _, label in ordered)
+
+
+def test_leave_one_out_takes_the_last_two(spark: SparkSession) -> None:
+    rows = split(spark, [event("u", item) for item in "abcd"])
+    assert rows == [
+        ("u", "a", 0, "train"),
+        ("u", "b", 1, "train"),
+        ("u", "c", 2, "validation"),
+        ("u", "d", 3, "test"),
+    ]
+
+
+def test_short_histories_are_all_training(spark: SparkSession) -> None:
+    assert labels(split(spark, [event("u", "a"), event("u", "b")])) == "tt"
+    assert {row[3] for row in split(spark, [event("u", "a"), event("u", "b")])} == {"train"}
+
+
+def test_a_dislike_is_never_a_target_and_its_future_is_cut(spark: SparkSession) -> None:
+    rows = [event("u", item, positive=item not in "xy") for item in "abxcyd"]
+    found = split(spark, rows + [event("u", "z", positive=False)])
+    by_item = {item: label for _, item, _, label in found}
+    assert by_item["c"] == "validation" and by_item["d"] == "test"
+    assert by_item["x"] == "train" and by_item["y"] == "validation" and by_item["z"] == "test"
+
+
+def test_order_is_time_then_position_then_source_and_line(spark: SparkSession) -> None:
+    noon = datetime(2025, 1, 1, 12)
+    rows = [
+        event("u", "d", timestamp=noon, position=2),
+        event("u", "c", timestamp=noon, position=1, source="g", line=0),
+        event("u", "b", timestamp=noon, position=1, source="f", line=9),
+        event("u", "a", timestamp=datetime(2025, 1, 1, 11), position=5),
+    ]
+    assert [item for _, item, _, _ in sorted(split(spark, rows), key=lambda row: row[2])] == list(
+        "abcd"
+    )
+
+
+def test_global_time_cuts_at_the_two_moments(spark: SparkSession) -> None:
+    rows = [event("u", item, timestamp=datetime(2025, 1, n + 1)) for n, item in enumerate("abcde")]
+    found = split(
+        spark, rows, method="global_time", validation_from="2025-01-03", test_from="2025-01-05"
+    )
+    assert [row[3] for row in found] == ["train", "train", "validation", "validation", "test"]
+
+
+def test_random_draws_by_user_and_leaves_training(spark: SparkSession) -> None:
+    rows = [event(user, item) for user in "uvw" for item in "abcde"] + [event("x", "a")]
+    found = split(spark, rows, method="random")
+    for user in "uvw":
+        assert sorted(labels(found, user)) == sorted("tttvt")
+        mine = [row[3] for row in found if row[0] == user]
+        assert mine.count("validation") == 1 and mine.count("test") == 1
+    assert [row[3] for row in found if row[0] == "x"] == ["train"]
+
+
+def test_files_give_test_and_a_random_training_item_is_validation(spark: SparkSession) -> None:
+    rows = [event("u", item, held_out="train") for item in "abc"] + [
+        event("u", "z", held_out="test")
+    ]
+    found = split(spark, rows, method="files")
+    assert ("test", [row[1] for row in found if row[3] == "test"]) == ("test", ["z"])
+    assert [row[3] for row in found].count("validation") == 1
+
+
+@pytest.mark.parametrize("method", ["leave_one_out", "random"])
+def test_targets_do_not_depend_on_partitioning(spark: SparkSession, method: str) -> None:
+    rows = [event(f"u{n % 7}", f"i{n % 11}", line=n) for n in range(100)]
+    once = split(spark, rows, method=method)
+    assert split(spark, rows, method=method, parts=5) == once
+    assert split(spark, list(reversed(rows)), method=method, parts=1) == once
+
+
+def test_serve_mode_holds_nothing_out(spark: SparkSession) -> None:
+    rows = [event("u", item) for item in "abcd"]
+    assert {row[3] for row in split(spark, rows, hold_out=False)} == {"train"}
+
+
+def test_k_core_goes_on_until_none_is_left_to_drop(spark: SparkSession) -> None:
+    # c has one event, so it goes; then v has one left and goes; then b has one left and goes.
+    rows = [event("u", "a"), event("w", "a"), event("v", "b"), event("v", "c"), event("u", "b")]
+    rows += [event("u", "d"), event("w", "d")]
+    found = split(spark, rows, min_user_events=2, min_item_events=2)
+    assert {(user, item) for user, item, _, _ in found} == {
+        ("u", "a"), ("w", "a"), ("u", "d"), ("w", "d"),
+    }  # fmt: skip
+
+
+def test_users_over_the_cap(spark: SparkSession) -> None:
+    rows = [event("bot", item) for item in "abcdef"] + [event("u", item) for item in "abc"]
+    latest = split(spark, rows, max_user_events=4)
+    assert [row[1] for row in latest if row[0] == "bot"] == list("cdef")
+    dropped = split(spark, rows, max_user_events=4, over_cap="drop")
+    assert {row[0] for row in dropped} == {"u"}
+
+
+def test_merged_repeats_are_one_event_at_the_last_place(spark: SparkSession) -> None:
+    rows = [event("u", "a"), event("u", "b"), event("u", "a"), event("u", "c")]
+    assert [row[1:3] for row in split(spark, rows)] == [("a", 0), ("a", 2), ("b", 1), ("c", 3)]
+    merged = split(spark, rows, repeats="merge")
+    assert [row[1:3] for row in merged] == [("a", 1), ("b", 0), ("c", 2)]
+
+
+LABELLED = (
+    "user_id int, item_id int, sequence int, timestamp timestamp, event_type string, "
+    "weight double, positive boolean, split string"
+)
+
+
+@pytest.fixture
+def labelled(spark: SparkSession) -> DataFrame:
+    rows = [
+        (0, 5, 0, None, "view", 2.0, True, "train"),
+        (0, 2, 1, None, "view", 1.0, True, "train"),
+        (0, 5, 2, None, "view", 3.0, True, "train"),
+        (0, 7, 3, None, "dislike", 1.0, False, "train"),
+        (0, 3, 4, None, "view", 1.0, True, "validation"),
+        (0, 9, 5, None, "view", 1.0, True, "test"),
+        (1, 2, 0, None, "view", 1.0, True, "test"),
+    ]
+    return spark.createDataFrame(rows, LABELLED)
+
+
+def test_pairs_are_unique_and_weighted(labelled: DataFrame) -> None:
+    found = pairs(labelled, ("train",), "weight").collect()
+    assert sorted((r.user_id, r.item_id, r.value) for r in found) == [(0, 2, 1.0), (0, 5, 5.0)]
+    binary = pairs(labelled, ("train", "validation"), "binary").collect()
+    assert sorted((r.item_id, r.value) for r in binary) == [(2, 1.0), (3, 1.0), (5, 1.0)]
+
+
+def test_histories_hold_what_may_be_read_and_what_may_not_be_shown(labelled: DataFrame) -> None:
+    first, second = (
+        histories(labelled, ("train",), "binary", exclude_seen=True).orderBy("user_id").collect()
+    )
+    assert (first.history, first["values"], first.seen) == ([2, 5], [1.0, 1.0], [2, 5, 7])
+    assert (second.history, second.seen) == ([], [])
+    shown = histories(labelled, ("train",), "binary", exclude_seen=False).orderBy("user_id")
+    assert shown.collect()[0].seen == [7]
+
+
+def test_targets_come_with_all_that_is_never_a_negative(labelled: DataFrame) -> None:
+    read = histories(labelled, ("train",), "binary", exclude_seen=True)
+    rows = with_targets(read, labelled, "test").orderBy("user_id").collect()
+    assert [(r.user_id, r.targets, r.positives) for r in rows] == [
+        (0, [9], [2, 3, 5, 7, 9]),
+        (1, [2], [2]),
+    ]
+
+
+def test_catalogue_names_what_may_be_recommended(spark: SparkSession, labelled: DataFrame) -> None:
+    item_ids = spark.range(10).selectExpr("cast(id as int) item_id")
+    rows = catalogue(labelled, item_ids, ("train",), "train").collect()
+    assert {r.item_id: r.train_events for r in rows if r.recommendable} == {2: 1, 5: 2}
+    assert all(r.recommendable for r in catalogue(labelled, item_ids, ("train",), "all").collect())

@@ -1,0 +1,210 @@
+"""From raw files to recommendations and metrics, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines.cli import STAGE_COMMANDS, main
+from pipelines.evaluate import GateFailed
+from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+from pipelines.run import STAGES, open_lake, run_stages, stages_of
+from recs.config import Config
+from recs.data.ingest import TooManyRejects
+from recs.lake import Lake, LakeError
+from recs.runs import Ledger, MissingTable
+from tests.pipelines.conftest import deliver
+
+Configure = Callable[..., Config]
+
+
+def run(config: Config, *names: str) -> tuple[Lake, dict]:
+    lake = open_lake(config)
+    stages = [STAGES[name] for name in names] if names else stages_of(config)
+    return lake, run_stages(stages, config, lake).document()
+
+
+def committed(lake: Lake, table: str, *columns: str) -> list[tuple]:
+    version = Ledger(lake).versions()[lake.key(table)]
+    rows = lake.load(table, version)
+    return sorted(tuple(row) for row in rows.select(*(columns or rows.columns)).collect())
+
+
+def test_events_become_recommendations_and_metrics(
+    spark: SparkSession, configured: Configure
+) -> None:
+    lake, document = run(configured())
+    assert set(document["seconds"]) == {stage.name for stage in stages_of(configured())}
+    values = {(m["model"], m["metric"], m["k"]): m["value"] for m in document["metrics"]}
+    assert values["slim", "hr", 5] > values["popularity", "hr", 5]
+    assert {row[0] for row in committed(lake, "quarantine", "reason")} == {"null_user"}
+    lists = committed(lake, "recommendations", "model", "user", "item", "run_id")
+    run_ids = {row[3] for row in lists}
+    assert run_ids == {document["run_id"]}
+    # Even users live on the left items: SLIM never shows them the others.
+    for model, user, item, _ in lists:
+        if model == "slim":
+            assert (int(user[4:]) % 2 == 0) == (int(item[4:]) < 10)
+    versions = {row[0] for row in committed(lake, "metrics", "model_version")}
+    assert versions == {document["run_id"]}
+
+
+def test_same_run_id_is_taken_up_where_it_ended(
+    spark: SparkSession, configured: Configure
+) -> None:
+    config = configured("run_id=nightly")
+    run(config, "ingest", "vocabulary")
+    lake, _ = run(config, "ingest", "vocabulary", "split")
+    stages = [row["stage"] for row in Ledger(lake).rows() if row["state"] == "finished"]
+    assert stages == ["ingest", "vocabulary", "split"]
+    with pytest.raises(LakeError, match="other settings"):
+        run(configured("run_id=nightly", "events.max_reject_share=0.5"), "ingest")
+
+
+def test_next_day_reads_only_what_is_new_and_keeps_numbers(
+    spark: SparkSession, configured: Configure, delivery: Path
+) -> None:
+    lake, _ = run(configured(), "ingest", "vocabulary")
+    before = dict(committed(lake, "user_ids", "user", "user_id"))
+    deliver(delivery, 2, range(25, 40))
+    again = delivery / "events" / "day-01-again.csv"
+    again.write_text((delivery / "events" / "day-01.csv").read_text())
+    lake, _ = run(configured(), "ingest", "vocabulary")
+    after = dict(committed(lake, "user_ids", "user", "user_id"))
+    assert before.items() <= after.items() and len(after) == 40
+    assert len(committed(lake, "events")) == 30 * 6 + 1 + 15 * 6 + 1
+    newest = Ledger(lake).newest("ingest")
+    assert newest is not None
+    assert json.loads(newest.details["rejected"]) == {"duplicate": 181, "null_user": 2}
+    lake, _ = run(configured(), "ingest")
+    assert len(committed(lake, "events")) == 30 * 6 + 1 + 15 * 6 + 1
+
+
+def test_too_many_rejects_leave_the_lake_as_it_was(
+    spark: SparkSession, configured: Configure, delivery: Path
+) -> None:
+    lake, _ = run(configured(), "ingest")
+    bad = delivery / "events" / "day-02.csv"
+    bad.write_text("u,i,t,e\n" + "user1,item1,never,view\n" * 9)
+    with pytest.raises(TooManyRejects, match="bad_time"):
+        run(configured(), "ingest")
+    assert len(committed(lake, "events")) == 181
+    bad.write_text("u,i,t,e\n" + "user1,item1,2025-01-02T00:00:00Z,view\n")
+    lake, _ = run(configured(), "ingest")
+    assert len(committed(lake, "events")) == 182
+
+
+def test_serve_mode_fits_on_everything_beside_the_backtest(
+    spark: SparkSession, configured: Configure
+) -> None:
+    lake, _ = run(configured())
+    before = Ledger(lake).versions()
+    served, document = run(configured("mode=serve"))
+    assert document["metrics"] == []
+    assert {row[0] for row in committed(served, "interactions", "split")} == {"train"}
+    after = Ledger(lake).versions()
+    assert all(after[key] == before[key] for key in before if key.startswith("backtest/"))
+
+
+def test_a_missed_gate_fails_after_all_is_written(
+    spark: SparkSession, configured: Configure
+) -> None:
+    gate = "evaluate.gates=[{model: slim, metric: hr, k: 5, at_least: 1.01}]"
+    with pytest.raises(GateFailed, match=r"hr@5 of slim \(full\) is .* below 1.01"):
+        run(configured(gate))
+    lake = open_lake(configured())
+    assert Ledger(lake).newest("evaluate") is not None
+
+
+def test_a_stage_without_its_input_names_the_table(
+    spark: SparkSession, configured: Configure
+) -> None:
+    with pytest.raises(MissingTable, match="interactions"):
+        run(configured(), "fit_slim")
+
+
+def test_results_do_not_depend_on_the_number_of_partitions(
+    spark: SparkSession, configured: Configure, tmp_path: Path
+) -> None:
+    found = []
+    for number, partitions in enumerate(("1", "5")):
+        config = configured(f"root={tmp_path}/lake{number}", "run_id=same")
+        spark.conf.set("spark.sql.shuffle.partitions", partitions)
+        try:
+            lake, document = run(config)
+        finally:
+            spark.conf.set("spark.sql.shuffle.partitions", "2")
+        tables = [committed(lake, name) for name in ("interactions", "item_weights", "ranks")]
+        lists = committed(lake, "recommendations", "model", "user", "rank", "item", "score")
+        found.append((document["metrics"], tables, lists))
+    assert found[0] == found[1]
+
+
+def test_tuning_measures_the_grid_on_validation(spark: SparkSession, configured: Configure) -> None:
+    grid = ["tune_slim.l1=[0.1, 1000]", "tune_slim.l2=[0.1]", "evaluate.split=validation"]
+    lake, _ = run(configured(*grid), "ingest", "vocabulary", "split", "tune_slim")
+    trials = committed(lake, "trials", "value", "nonzeros", "split")
+    assert [trial[1] > 0 for trial in trials] == [False, True]
+    assert trials[0][0] < trials[1][0] and trials[0][2] == "validation"
+
+
+def test_command_line_prints_one_document(
+    spark: SparkSession, delivery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--config", str(delivery / "tiny.yaml"), f"data={delivery}", f"root={tmp_path}/l"]
+    assert main(["ingest", *given, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["tables"]["events"]["version"] >= 1
+    assert set(document["seconds"]) == {"ingest"}
+    assert main(["tables", *given, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["tables"]["events"]["rows"] == 181
+
+
+def test_dry_run_touches_nothing(
+    delivery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--config", str(delivery / "tiny.yaml"), f"data={delivery}", f"root={tmp_path}/l"]
+    assert main(["run", *given, "--dry-run"]) == 0
+    assert "fit_slim: reads" in capsys.readouterr().out
+    assert not (tmp_path / "l").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--config", "none.yaml"], "none.yaml does not exist"),
+        (["run", "--config", "{tiny}", "root=x", "slim.l=1"], "unknown key"),
+        (["evaluate", "--config", "{tiny}", "root=x", "mode=serve"], "holds nothing out"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    delivery: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [text.format(tiny=delivery / "tiny.yaml") for text in arguments]
+    assert main([*arguments, f"data={delivery}"]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_every_stage_has_its_command_and_job() -> None:
+    commands = {name: stage.help for name, stage in STAGES.items() if name != "tune_slim"}
+    assert commands == STAGE_COMMANDS
+    jobs = {path.stem for path in (Path(__file__).parents[2] / "jobs").glob("*.py")}
+    assert jobs == set(STAGES) | {"run"}
+
+
+def test_stages_name_the_tables_they_write(spark: SparkSession, configured: Configure) -> None:
+    lake, _ = run(configured())
+    for stage in stages_of(configured()):
+        finished = Ledger(lake).newest(stage.name)
+        assert finished is not None
+        written = {key.rpartition("/")[2] for key in finished.outputs}
+        read = {key.rpartition("/")[2] for key in finished.inputs}
+        assert written <= set(stage.writes), stage.name
+        assert read <= {*stage.reads, *stage.writes}, stage.name
+    assert [INGEST, VOCABULARY, SPLIT] == stages_of(configured())[:3]

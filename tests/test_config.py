@@ -1,0 +1,103 @@
+"""What a configuration refuses, and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.resources import conf_folder
+from recs.config import Config, ConfigError, load_config
+
+MINIMAL = {
+    "events": {
+        "sources": [{"path": "e.csv", "columns": {"user": "u", "item": "i", "timestamp": "t"}}]
+    }
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "e.csv").write_text("u,i,t\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def load(file: Path, *overrides: str) -> Config:
+    return load_config(file, [f"data={file.parent}", f"root={file.parent}/lake", *overrides])
+
+
+def test_overrides_reach_nested_keys(file: Path) -> None:
+    config = load(file, "slim.l1=2.5", "models=slim", "events.sources.0.separator=;")
+    assert config.name == "mine"
+    assert config.slim.l1 == 2.5
+    assert config.models == ["slim"]
+    assert config.events.sources[0].separator == ";"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("slim.lamda=1", "unknown key 'slim.lamda'; the nearest known key is"),
+        ("slm.l1=1", "unknown key 'slm'; the nearest known key is 'slim'"),
+        ("evaluate.protocol=full", "the nearest known key is 'protocols'"),
+        ("events.sources.0.seperator=;", "the nearest known key is 'separator'"),
+        ("slim.l1=many", "key 'slim.l1': Input should be a valid number"),
+        ("slim.l1=-1", "greater than or equal to 0"),
+        ("mode=production", "'backtest' or 'serve'"),
+        ("models=slim,svd", "key 'models.1'"),
+        ("split.method=global_time", "validation_from and test_from"),
+        ("events.default_type=glance", "default_type 'glance' is none of"),
+        ("root=ftp://host/lake", "scheme 'ftp'"),
+        ("root=s3a://key:secret@bucket/lake", "carries credentials"),
+        ("run_id=a b", "run_id"),
+        ("slim", "form key=value"),
+        ("models.first.x=1", "there is no 'first'"),
+    ],
+)
+def test_mistakes_are_named(file: Path, override: str, message: str) -> None:
+    file.write_text(yaml.safe_dump(MINIMAL | {"models": ["slim"]}))
+    with pytest.raises(ConfigError) as error:
+        load(file, override)
+    assert message in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_missing_file_root_and_data_are_named(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing.yaml does not exist"):
+        load_config(file.parent / "nothing.yaml")
+    with pytest.raises(ConfigError, match="add root=FOLDER"):
+        load_config(file, [f"data={file.parent}"])
+    with pytest.raises(ConfigError, match="give it as data=FOLDER"):
+        load_config(file, ["root=lake"])
+    with pytest.raises(ConfigError, match="none of these exists: .*e.csv"):
+        load_config(file, ["root=lake", "data=/nowhere"])
+
+
+def test_data_without_times_must_say_so(file: Path) -> None:
+    source = {"path": "e.csv", "columns": {"user": "u", "item": "i"}}
+    file.write_text(yaml.safe_dump({"events": {"sources": [source]}}))
+    with pytest.raises(ConfigError, match="timestamp"):
+        load(file)
+
+
+def test_files_are_found_in_the_folder_and_gzipped(file: Path) -> None:
+    (file.parent / "set").mkdir()
+    (file.parent / "e.csv").unlink()
+    (file.parent / "set" / "e.csv.gz").write_bytes(b"")
+    config = load(file, "folder=set")
+    assert config.locate(config.events.sources[0]).endswith("set/e.csv.gz")
+
+
+def test_hash_depends_on_the_named_settings_only(file: Path) -> None:
+    once, other = load(file), load(file, "slim.l1=9")
+    assert once.hash("slim") != other.hash("slim")
+    assert once.hash("split") == other.hash("split")
+
+
+@pytest.mark.parametrize("path", sorted(conf_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(path.read_text()) | {"root": str(tmp_path), "name": path.stem}
+    Config.model_validate(values)
