@@ -1,4 +1,4 @@
-"""spark-submit jobs/fit_popularity.py --config FILE [key=value ...]: the stage ``recs fit-popularity``."""
+"""spark-submit jobs/fit_popularity.py --config FILE [k=v ...]: stage ``recs fit-popularity``."""
 
 import sys
 

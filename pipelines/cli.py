@@ -197,9 +197,10 @@ def _print_document(document: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0 done, 1 a fault, 2 a user's mistake, 3 a gate.
+    """Run the command line and return the exit code.
 
-    A mistake of the user's (configuration, data, lake) is told in one line.
+    0: done; 1: a fault; 2: a user's mistake (configuration, data, lake), told in one line; 3: a
+    metric missed its gate.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

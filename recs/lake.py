@@ -85,6 +85,9 @@ class Lake:
         self.location = location
         self.mode = mode
         self._checked: set[str] = set()  # asking Delta for properties is slow; once is enough
+        #: The ledger as last read, and its Delta version; see :class:`recs.runs.Ledger`.
+        self.ledger_rows: list[Row] = []
+        self.ledger_version: int | None = None
 
     # -- names ----------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class Finished:
 
 
 class Ledger:
-    """The table ``runs``, read whole: it grows with runs, a few a stage and day, not with events."""
+    """The table ``runs``, read whole: it grows with runs, a few a stage and day."""
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
@@ -68,7 +68,12 @@ class Ledger:
         """Return the ledger in order of sequence; empty where no run was ever started."""
         if not self.lake.exists("runs"):
             return []
-        return self.lake.load("runs").orderBy("sequence").collect()
+        version = int(self.lake.history("runs", 1)[0]["version"])
+        if version != self.lake.ledger_version:
+            found = self.lake.load("runs", version).collect()
+            self.lake.ledger_rows = sorted(found, key=lambda row: row["sequence"])
+            self.lake.ledger_version = version
+        return self.lake.ledger_rows
 
     def versions(self, rows: list[Row] | None = None) -> dict[str, int]:
         """Return table key → Delta version named by the newest finished run that wrote it."""

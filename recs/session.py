@@ -121,7 +121,19 @@ def get_session(
         tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
         raise SessionError(f"Spark did not start: {error}\n{tail}") from error
     _require_delta(session)
+    if local:
+        _keep_jars_off_the_workers_path(session)
     return session
+
+
+def _keep_jars_off_the_workers_path(session: SparkSession) -> None:
+    """Leave Delta's jars out of ``sys.path`` of Python workers, where Spark puts all packages.
+
+    They hold no Python, and every task reads each of them anew: some 0.15 s a task.
+    """
+    includes = session.sparkContext._python_includes  # type: ignore[attr-defined]
+    if includes is not None:
+        includes[:] = [name for name in includes if not name.endswith(".jar")]
 
 
 def _require_java() -> None:

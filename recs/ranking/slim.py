@@ -20,7 +20,7 @@ class Weights(Protocol):
     @property
     def indices(self) -> np.ndarray: ...
     @property
-    def data(self) -> np.ndarray: ...
+    def data(self) -> np.ndarray | None: ...
     @property
     def shape(self) -> tuple[int, int]: ...
 
@@ -50,7 +50,9 @@ class SlimModel:
         weights = self.weights.open()
         if weights.shape[0] != weights.shape[1]:
             raise ValueError(f"weights of model {self.name} are {weights.shape}, not N by N")
-        return SlimScorer(*map(np.asarray, (weights.indptr, weights.indices, weights.data)))
+        data = weights.data  # None where every weight is 1, or there is none
+        data = np.ones(weights.indices.size, np.float32) if data is None else data
+        return SlimScorer(*map(np.asarray, (weights.indptr, weights.indices, data)))
 
 
 @dataclass(frozen=True, eq=False)

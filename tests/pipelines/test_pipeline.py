@@ -11,13 +11,12 @@ from pyspark.sql import SparkSession
 
 from pipelines.cli import STAGE_COMMANDS, main
 from pipelines.evaluate import GateFailed
-from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.run import STAGES, open_lake, run_stages, stages_of
 from recs.config import Config
 from recs.data.ingest import TooManyRejects
 from recs.lake import Lake, LakeError
 from recs.runs import Ledger, MissingTable
-from tests.pipelines.conftest import deliver
+from tests.pipelines.delivery import configurer, deliver, make_delivery
 
 Configure = Callable[..., Config]
 
@@ -34,28 +33,88 @@ def committed(lake: Lake, table: str, *columns: str) -> list[tuple]:
     return sorted(tuple(row) for row in rows.select(*(columns or rows.columns)).collect())
 
 
-def test_events_become_recommendations_and_metrics(
-    spark: SparkSession, configured: Configure
-) -> None:
-    lake, document = run(configured())
-    assert set(document["seconds"]) == {stage.name for stage in stages_of(configured())}
+@pytest.fixture(scope="module")
+def finished(
+    spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Configure, Lake, dict]:
+    """A lake with one finished backtest; tests may add to it, not change what they read."""
+    folder = tmp_path_factory.mktemp("finished")
+    configure = configurer(make_delivery(folder / "data"), folder / "lake")
+    return configure, *run(configure("run_id=first"))
+
+
+def test_events_become_recommendations_and_metrics(finished: tuple[Configure, Lake, dict]) -> None:
+    configure, lake, document = finished
+    assert set(document["seconds"]) == {stage.name for stage in stages_of(configure())}
     values = {(m["model"], m["metric"], m["k"]): m["value"] for m in document["metrics"]}
     assert values["slim", "hr", 5] > values["popularity", "hr", 5]
     assert {row[0] for row in committed(lake, "quarantine", "reason")} == {"null_user"}
     lists = committed(lake, "recommendations", "model", "user", "item", "run_id")
-    run_ids = {row[3] for row in lists}
-    assert run_ids == {document["run_id"]}
+    assert {row[3] for row in lists} == {"first"}
     # Even users live on the left items: SLIM never shows them the others.
     for model, user, item, _ in lists:
         if model == "slim":
             assert (int(user[4:]) % 2 == 0) == (int(item[4:]) < 10)
-    versions = {row[0] for row in committed(lake, "metrics", "model_version")}
-    assert versions == {document["run_id"]}
+    assert {row[0] for row in committed(lake, "metrics", "model_version")} == {"first"}
 
 
-def test_same_run_id_is_taken_up_where_it_ended(
-    spark: SparkSession, configured: Configure
+def test_stages_name_the_tables_they_read_and_write(
+    finished: tuple[Configure, Lake, dict],
 ) -> None:
+    configure, lake, _ = finished
+    for stage in stages_of(configure()):
+        done = Ledger(lake).newest(stage.name)
+        assert done is not None
+        assert {key.rpartition("/")[2] for key in done.outputs} <= set(stage.writes), stage.name
+        read = {key.rpartition("/")[2] for key in done.inputs}
+        assert read <= {*stage.reads, *stage.writes}, stage.name
+
+
+def test_a_missed_gate_fails_after_all_is_written(finished: tuple[Configure, Lake, dict]) -> None:
+    configure, lake, _ = finished
+    gate = "evaluate.gates=[{model: slim, metric: hr, k: 5, at_least: 1.01}]"
+    with pytest.raises(GateFailed, match=r"hr@5 of slim \(full\) is .* below 1.01"):
+        run(configure(gate, "run_id=gated"), "evaluate")
+    newest = Ledger(lake).newest("evaluate")
+    assert newest is not None and newest.run_id == "gated"
+
+
+def test_serve_mode_fits_on_everything_beside_the_backtest(
+    finished: tuple[Configure, Lake, dict],
+) -> None:
+    configure, lake, _ = finished
+    before = Ledger(lake).versions()
+    served, document = run(configure("mode=serve"))
+    assert document["metrics"] == []
+    assert {row[0] for row in committed(served, "interactions", "split")} == {"train"}
+    after = Ledger(lake).versions()
+    assert all(after[key] == before[key] for key in before if key.startswith("backtest/"))
+
+
+def test_results_do_not_depend_on_the_number_of_partitions(
+    spark: SparkSession, finished: tuple[Configure, Lake, dict], tmp_path: Path
+) -> None:
+    configure, lake, document = finished
+    spark.conf.set("spark.sql.shuffle.partitions", "5")
+    try:
+        other, again = run(configure(f"root={tmp_path}/other", "run_id=first"))
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", "2")
+    assert again["metrics"] == document["metrics"]
+    for table in ("interactions", "item_weights", "recommendations"):
+        assert everything(other, table) == everything(lake, table), table
+
+
+def everything(lake: Lake, table: str) -> list[str]:
+    """All rows of a table as the run ``first`` left it."""
+    rows = [
+        row for row in Ledger(lake).rows() if (row["run_id"], row["state"]) == ("first", "finished")
+    ]
+    version = max(row["outputs"].get(lake.key(table), -1) for row in rows)
+    return sorted(map(str, lake.load(table, version).collect()))
+
+
+def test_same_run_id_is_taken_up_where_it_ended(spark: SparkSession, configured: Configure) -> None:
     config = configured("run_id=nightly")
     run(config, "ingest", "vocabulary")
     lake, _ = run(config, "ingest", "vocabulary", "split")
@@ -98,50 +157,11 @@ def test_too_many_rejects_leave_the_lake_as_it_was(
     assert len(committed(lake, "events")) == 182
 
 
-def test_serve_mode_fits_on_everything_beside_the_backtest(
-    spark: SparkSession, configured: Configure
-) -> None:
-    lake, _ = run(configured())
-    before = Ledger(lake).versions()
-    served, document = run(configured("mode=serve"))
-    assert document["metrics"] == []
-    assert {row[0] for row in committed(served, "interactions", "split")} == {"train"}
-    after = Ledger(lake).versions()
-    assert all(after[key] == before[key] for key in before if key.startswith("backtest/"))
-
-
-def test_a_missed_gate_fails_after_all_is_written(
-    spark: SparkSession, configured: Configure
-) -> None:
-    gate = "evaluate.gates=[{model: slim, metric: hr, k: 5, at_least: 1.01}]"
-    with pytest.raises(GateFailed, match=r"hr@5 of slim \(full\) is .* below 1.01"):
-        run(configured(gate))
-    lake = open_lake(configured())
-    assert Ledger(lake).newest("evaluate") is not None
-
-
 def test_a_stage_without_its_input_names_the_table(
     spark: SparkSession, configured: Configure
 ) -> None:
     with pytest.raises(MissingTable, match="interactions"):
         run(configured(), "fit_slim")
-
-
-def test_results_do_not_depend_on_the_number_of_partitions(
-    spark: SparkSession, configured: Configure, tmp_path: Path
-) -> None:
-    found = []
-    for number, partitions in enumerate(("1", "5")):
-        config = configured(f"root={tmp_path}/lake{number}", "run_id=same")
-        spark.conf.set("spark.sql.shuffle.partitions", partitions)
-        try:
-            lake, document = run(config)
-        finally:
-            spark.conf.set("spark.sql.shuffle.partitions", "2")
-        tables = [committed(lake, name) for name in ("interactions", "item_weights", "ranks")]
-        lists = committed(lake, "recommendations", "model", "user", "rank", "item", "score")
-        found.append((document["metrics"], tables, lists))
-    assert found[0] == found[1]
 
 
 def test_tuning_measures_the_grid_on_validation(spark: SparkSession, configured: Configure) -> None:
@@ -196,15 +216,3 @@ def test_every_stage_has_its_command_and_job() -> None:
     assert commands == STAGE_COMMANDS
     jobs = {path.stem for path in (Path(__file__).parents[2] / "jobs").glob("*.py")}
     assert jobs == set(STAGES) | {"run"}
-
-
-def test_stages_name_the_tables_they_write(spark: SparkSession, configured: Configure) -> None:
-    lake, _ = run(configured())
-    for stage in stages_of(configured()):
-        finished = Ledger(lake).newest(stage.name)
-        assert finished is not None
-        written = {key.rpartition("/")[2] for key in finished.outputs}
-        read = {key.rpartition("/")[2] for key in finished.inputs}
-        assert written <= set(stage.writes), stage.name
-        assert read <= {*stage.reads, *stage.writes}, stage.name
-    assert [INGEST, VOCABULARY, SPLIT] == stages_of(configured())[:3]

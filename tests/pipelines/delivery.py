@@ -1,0 +1,62 @@
+"""A tiny delivery on disk and the configuration that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from recs.config import Config, load_config
+
+CONFIG = {
+    "name": "tiny",
+    "events": {
+        "sources": [
+            {
+                "path": "events",
+                "columns": {"user": "u", "item": "i", "timestamp": "t", "event_type": "e"},
+            }
+        ],
+        "types": {"view": {}, "dislike": {"polarity": "negative"}},
+    },
+    "items": [{"path": "items.csv", "item": "item", "title": "title", "categories": "genres"}],
+    "slim": {"l1": 0.1, "l2": 0.1},
+    "recommend": {"k": 5},
+    "evaluate": {"ks": [1, 5], "bootstrap": 20, "protocols": ["full"]},
+}
+
+
+def deliver(folder: Path, day: int, users: range) -> None:
+    """Write a day's events: users of even number go through items 0–9, the others through 10–19."""
+    events = folder / "events"
+    events.mkdir(exist_ok=True)
+    lines = ["u,i,t,e"]
+    for user in users:
+        first = 0 if user % 2 == 0 else 10
+        for step in range(6):
+            item = first + (user + step * (1 + user % 3)) % 10
+            lines.append(f"user{user},item{item},2025-01-{day:02d}T00:00:{step:02d}Z,view")
+    lines.append(f"user{users[0]},item5,2025-01-{day:02d}T01:00:00Z,dislike")
+    lines.append(f",item5,2025-01-{day:02d}T01:00:00Z,view")
+    (events / f"day-{day:02d}.csv").write_text("\n".join(lines) + "\n")
+
+
+def make_delivery(folder: Path) -> Path:
+    """Write the first day, the items and ``tiny.yaml``."""
+    folder.mkdir(parents=True)
+    genres = "\n".join(f"item{n},Title {n},{'left' if n < 10 else 'right'}" for n in range(20))
+    (folder / "items.csv").write_text("item,title,genres\n" + genres + "\n")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    deliver(folder, 1, range(30))
+    return folder
+
+
+def configurer(delivery: Path, root: Path) -> Callable[..., Config]:
+    """Return a function from overrides to the configuration of a delivery."""
+
+    def configure(*overrides: str) -> Config:
+        given = [f"data={delivery}", f"root={root}", *overrides]
+        return load_config(delivery / "tiny.yaml", given)
+
+    return configure
