@@ -17,6 +17,7 @@ from recs.evaluation.ranks import sum_ranks
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
+from recs.ranking.scoring import Recommender
 from recs.storage import join
 
 
@@ -62,7 +63,9 @@ def _ranks(job: Job, catalogue: ItemCatalogue) -> list[DataFrame]:
     by_values: dict[str, list[str]] = {}
     for name in job.config.models:
         by_values.setdefault(MODELS[name].values(job), []).append(name)
-    recommenders = {name: MODELS[name].open(job) for name in job.config.models}
+    recommenders: dict[str, Recommender] = {
+        name: MODELS[name].open(job) for name in job.config.models
+    }
     versions = {name: MODELS[name].version(job) for name in job.config.models}
     version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
     found = []

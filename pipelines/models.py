@@ -68,10 +68,10 @@ def open_popularity(job: Job) -> Recommender:
 def fit_slim(job: Job) -> None:
     """Solve SLIM for every item; nothing is written unless all have converged."""
     settings = job.config.slim
-    pairs = histories.pairs(job.read("interactions"), job.fit_splits, settings.values)
+    rows = histories.positives(job.read("interactions"), job.fit_splits, settings.values)
     warm = _weights(job) if settings.warm_start and job.run.has("item_weights") else None
     fits = fit(
-        pairs,
+        rows,
         join(job.work_folder, "slim"),
         num_users=job.num_users(),
         num_items=job.num_items(),

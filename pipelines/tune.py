@@ -34,7 +34,7 @@ def run_tune_slim(job: Job) -> None:
     settings, grid = job.config.slim, job.config.tune_slim
     interactions, num_items = job.read("interactions"), job.num_items()
     problem = prepare(
-        histories.pairs(interactions, job.fit_splits, settings.values),
+        histories.positives(interactions, job.fit_splits, settings.values),
         join(job.work_folder, "slim"),
         num_users=job.num_users(),
         num_items=num_items,

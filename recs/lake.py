@@ -113,8 +113,10 @@ class Lake:
             return DeltaTable.forName(self.spark, self.address(name))
         return DeltaTable.forPath(self.spark, self.address(name))
 
-    def create(self, name: str) -> None:
+    def create(self, name: str) -> bool:
         """Make the table if it is not there, in one commit; else check its mode and migrate it.
+
+        Returns whether a commit was made.
 
         Raises
         ------
@@ -123,11 +125,10 @@ class Lake:
         """
         table = TABLES[name]
         if name in self._checked:
-            return
+            return False
         self._checked.add(name)
         if self.exists(name):
-            self._check_and_migrate(table)
-            return
+            return self._check_and_migrate(table)
         builder = DeltaTable.createIfNotExists(self.spark).comment(table.comment)
         if self.location.catalog is not None:
             builder = builder.tableName(self.address(name))
@@ -143,6 +144,7 @@ class Lake:
             builder = builder.property(f"delta.constraints.{check}", condition)
         builder = builder.property(_VERSION_PROPERTY, str(table.version))
         builder.property(_MODE_PROPERTY, self._table_mode(table)).execute()
+        return True
 
     def load(self, name: str, version: int | None = None) -> DataFrame:
         """Return a table at a Delta version (None: the newest, committed or not)."""
@@ -190,7 +192,7 @@ class Lake:
     def _table_mode(self, table: Table) -> str:
         return self.mode if table.scope == "mode" else "both"
 
-    def _check_and_migrate(self, table: Table) -> None:
+    def _check_and_migrate(self, table: Table) -> bool:
         properties = self.delta(table.name).detail().select("properties").collect()[0][0]
         address = self.address(table.name)
         found_mode = properties.get(_MODE_PROPERTY)
@@ -207,6 +209,7 @@ class Lake:
             )
         if found < table.version:
             self._migrate(table)
+        return found < table.version
 
     def _migrate(self, table: Table) -> None:
         # An empty append that may widen the schema adds the columns without any SQL text.

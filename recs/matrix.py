@@ -86,6 +86,7 @@ def write_csr(
     column: str,
     value: str | None = None,
     shape: tuple[int, int],
+    merge_repeats: bool = False,
     blocks: int | None = None,
 ) -> CsrFiles:
     """Write the entries of ``df`` as a CSR matrix under ``folder``.
@@ -98,11 +99,14 @@ def write_csr(
     Parameters
     ----------
     df
-        Unique pairs of ``row`` and ``column`` (integers) and, unless all entries are 1, ``value``.
+        Pairs of ``row`` and ``column`` (integers) and, unless all entries are 1, ``value``.
     folder
         Path or URI; an earlier matrix there is replaced when this one is whole.
     shape
         Rows and columns; rows without an entry are empty.
+    merge_repeats
+        Take a pair that is there more than once as one entry, of the sum of its values (added up in
+        ascending order, so that no order of rows changes it) or 1; else it is refused.
     blocks
         Ranges of rows, and so the number of tasks; a range must fit a worker's memory. By default
         ``spark.sql.shuffle.partitions``.
@@ -127,7 +131,9 @@ def write_csr(
     described = (
         df.select(*columns)
         .repartition(blocks, block)
-        .mapInArrow(_shard_writer(folder, shape, height, value is not None), _SHARD_SCHEMA)
+        .mapInArrow(
+            _shard_writer(folder, shape, height, value is not None, merge_repeats), _SHARD_SCHEMA
+        )
         .collect()
     )
     problems = sorted(shard["problem"] for shard in described if shard["problem"])
@@ -158,7 +164,7 @@ def _is_binary(shard: Mapping[str, Any]) -> bool:
 
 
 def _shard_writer(
-    folder: str, shape: tuple[int, int], height: int, weighted: bool
+    folder: str, shape: tuple[int, int], height: int, weighted: bool, merge_repeats: bool
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """Return the task: batches of entries in, one line for each range of rows written out."""
     num_rows, num_columns = shape
@@ -187,12 +193,18 @@ def _shard_writer(
             return
         key = np.concatenate(keys)
         if weighted:
-            order = np.argsort(key)
-            key, data = key[order], np.concatenate(values)[order]
+            data = np.concatenate(values)
+            order = np.lexsort((data, key)) if merge_repeats else np.argsort(key)
+            key, data = key[order], data[order]
         else:
             key.sort()
         twice = np.flatnonzero(key[1:] == key[:-1])
-        if len(twice):
+        if len(twice) and merge_repeats:
+            first = np.flatnonzero(np.diff(key, prepend=-1))
+            key = key[first]
+            if weighted:
+                data = np.add.reduceat(data.astype(np.float64), first).astype(np.float32)
+        elif len(twice):
             i, j = divmod(int(key[twice[0]]), num_columns)
             yield line(problem=f"entry ({i}, {j}) is there twice; merge repeats first")
             return

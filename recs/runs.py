@@ -9,6 +9,7 @@ of two runs that commit at once one sees the other's row first, and fails if the
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -115,13 +116,19 @@ class Ledger:
             check(rows)
             sequence = rows[-1]["sequence"] + 1 if rows else 0
             token = secrets.token_hex(8)
+            written = self._row_as_df({**row, "sequence": sequence})
             try:
-                self._write({**row, "sequence": sequence}, token)
+                self._write(written, sequence, token)
             except PySparkException as error:
                 if "ConcurrentTransaction" not in str(error):
                     raise
             # A lost race is an exception or, when the winner was already there, a dropped write.
-            if any(commit["userMetadata"] == token for commit in self.lake.history("runs", 20)):
+            commits = self.lake.history("runs", 20)
+            if any(commit["userMetadata"] == token for commit in commits):
+                newest = commits[0]
+                if newest["userMetadata"] == token and len(rows) == sequence:
+                    self.lake.ledger_rows = [*rows, *written.collect()]
+                    self.lake.ledger_version = newest["version"]
                 return
             rows = None
         raise ConcurrentRun(
@@ -129,15 +136,20 @@ class Ledger:
             "start it again when the lake is quieter"
         )
 
-    def _write(self, row: dict[str, Any], token: str) -> None:
-        schema = self.lake.load("runs").schema
-        df = self.lake.spark.createDataFrame([tuple(row.get(n) for n in schema.names)], schema)
+    def _row_as_df(self, row: dict[str, Any]) -> DataFrame:
+        # By way of JSON the row is made in the JVM; rows of Python objects cost a Python task.
+        schema = ", ".join(f"{c.name} {c.type}" for c in TABLES["runs"].all_columns)
+        text = F.lit(json.dumps(row, default=lambda value: value.isoformat()))
+        one = self.lake.spark.range(0, 1, 1, 1)
+        return one.select(F.from_json(text, schema).alias("row")).select("row.*")
+
+    def _write(self, row: DataFrame, sequence: int, token: str) -> None:
         options = {
             "txnAppId": _LEDGER_TXN,
-            "txnVersion": str(row["sequence"] + 1),
+            "txnVersion": str(sequence + 1),
             "userMetadata": token,
         }
-        self.lake.save("runs", df.coalesce(1), "append", options=options)
+        self.lake.save("runs", row, "append", options=options)
 
 
 @dataclass
@@ -300,13 +312,20 @@ class Run:
             return self._outputs[name]
         base = self._committed.get(self.lake.key(name), 0)
         with self.lake.commit_metadata(self._mark):
-            found = self._newest(name) if self.lake.exists(name) else base
-            if found != base:
+            found = self._newest(name) if self.lake.exists(name) else None
+            if found not in (None, base):
                 self.lake.restore(name, base)
-            self.lake.create(name)
-        newest = self._newest(name)
-        self._outputs[name] = _Output(base=base, first=found + 1, last=newest)
+            altered = self.lake.create(name)
+        moved = altered or found != base
+        newest = self._newest(name) if moved else base
+        first = (base if found is None else found) + 1
+        self._outputs[name] = _Output(base=base, first=first, last=newest)
         return self._outputs[name]
+
+    def _commits_since(self, name: str, first: int) -> list[Row]:
+        commits = self.lake.history(name, 20)
+        more = commits[0]["version"] - first + 1
+        return commits if more <= len(commits) else self.lake.history(name, more)
 
     def _newest(self, name: str) -> int:
         return int(self.lake.history(name, 1)[0]["version"])
@@ -336,7 +355,7 @@ class Run:
                     f"another run committed {self.lake.address(name)} while run {self.run_id} was "
                     "writing it: start this run again"
                 )
-            for commit in self.lake.history(name, self._newest(name) - output.first + 1):
+            for commit in self._commits_since(name, output.first):
                 between = output.first <= commit["version"] <= output.last
                 if between and commit["userMetadata"] != self._mark:
                     raise ConcurrentRun(

@@ -37,12 +37,13 @@ _DELTA_CONF = {
 
 # What suits one machine; a cluster's own settings are never touched.
 _LOCAL_CONF = {
+    "spark.python.daemon.module": "recs.daemon",
     "spark.driver.memory": "4g",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.sql.shuffle.partitions": "4",
+    "spark.sql.shuffle.partitions": str(os.cpu_count() or 2),
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
 }
@@ -131,7 +132,7 @@ def _keep_jars_off_the_workers_path(session: SparkSession) -> None:
 
     They hold no Python, and every task reads each of them anew: some 0.15 s a task.
     """
-    includes = session.sparkContext._python_includes  # type: ignore[attr-defined]
+    includes = session.sparkContext._python_includes
     if includes is not None:
         includes[:] = [name for name in includes if not name.endswith(".jar")]
 

@@ -8,6 +8,20 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 
+def positives(
+    interactions: DataFrame, fit_splits: tuple[str, ...], values: Literal["binary", "weight"]
+) -> DataFrame:
+    """Return (user_id, item_id) of the positive interactions fitted on, a row an interaction.
+
+    With ``weight`` their ``value`` is beside them, where it is above 0.
+    """
+    fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
+    if values == "binary":
+        return fitted.select("user_id", "item_id")
+    weighted = fitted.select("user_id", "item_id", F.col("weight").alias("value"))
+    return weighted.where("value > 0")
+
+
 def pairs(
     interactions: DataFrame, fit_splits: tuple[str, ...], values: Literal["binary", "weight"]
 ) -> DataFrame:

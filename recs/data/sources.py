@@ -99,26 +99,19 @@ def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
     if source.encoding == "latin-1":
         # Spark reads text as UTF-8 but keeps the bytes, so they can still be decoded aright.
         lines = lines.withColumn("value", F.decode(F.col("value").cast("binary"), "ISO-8859-1"))
+    options = {"columnNameOfCorruptRecord": MALFORMED}
     if source.format == "jsonl":
-        fields, parse = list(columns), F.from_json
-        options = {"columnNameOfCorruptRecord": MALFORMED}
+        names = [*columns, MALFORMED]
+        schema = T.StructType([T.StructField(name, T.StringType()) for name in names])
+        parsed = F.from_json("value", schema, options)
     else:
-        fields, parse = source.fields or _header(lines, source), F.from_csv  # type: ignore[assignment]
-        options = {
-            "sep": source.separator,
-            "quote": source.quote,
-            "columnNameOfCorruptRecord": MALFORMED,
-        }
+        fields = source.fields or _header(lines, source)
+        _require(columns, fields, source)
+        ddl = ", ".join(f"`{name.replace('`', '``')}` string" for name in [*fields, MALFORMED])
+        options |= {"sep": source.separator, "quote": source.quote}
+        parsed = F.from_csv("value", ddl, options)
         if source.fields is None:
             lines = lines.where(F.col(LINE) > 0)
-    _require(columns, fields, source)
-    schema = T.StructType([T.StructField(name, T.StringType()) for name in [*fields, MALFORMED]])
-    ddl = ", ".join(f"`{f.name.replace('`', '``')}` string" for f in schema.fields)
-    parsed = parse(
-        F.col("value"),
-        schema if source.format == "jsonl" else ddl,
-        options,  # type: ignore[arg-type]
-    )
     lines = lines.where(F.trim("value") != "").withColumn("_fields", parsed)
     kept = [F.col("_fields").getField(name).alias(name) for name in columns]
     malformed = F.col("_fields").isNull() | F.col("_fields").getField(MALFORMED).isNotNull()

@@ -58,7 +58,9 @@ class Reasons(NamedTuple):
 class Scorer(Protocol):
     """A model on a worker."""
 
-    num_items: int
+    @property
+    def num_items(self) -> int:
+        """Items that the model knows; ids from there on are unknown to it."""
 
     def sizes(self, histories: Lists) -> np.ndarray:
         """Return int64[B], an upper bound of the numbers that ``scores`` will hold per user."""

@@ -123,7 +123,8 @@ def prepare(
     Parameters
     ----------
     interactions
-        user_id int, item_id int, value float ≥ 0, of unique pairs. It is read once or twice.
+        user_id int, item_id int and, unless A is binary, value ≥ 0, of which a pair's are summed.
+        It is read once or twice.
     work_folder
         Path or URI that all hosts see, for this problem alone; to be kept until the last solve.
     num_users, num_items
@@ -145,7 +146,14 @@ def prepare(
     def write(folder: str, row: str, column: str, shape: tuple[int, int]) -> CsrFiles:
         path = join(work_folder, folder)
         return write_csr(
-            interactions, path, row=row, column=column, value="value", shape=shape, blocks=blocks
+            interactions,
+            path,
+            row=row,
+            column=column,
+            value="value" if "value" in interactions.columns else None,
+            shape=shape,
+            merge_repeats=True,
+            blocks=blocks,
         )
 
     by_item = write("by_item", "item_id", "user_id", (num_items, num_users))

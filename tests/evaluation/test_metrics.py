@@ -17,10 +17,11 @@ INF = float("inf")
 def _user(
     ranks: list[int], ties: list[int], candidates: int, k: float = INF, how: str = "against"
 ) -> dict[str, float]:
-    numbers = (np.array(column, np.int64) for column in (ranks, ties, [candidates] * len(ranks)))
+    place, same = np.array(ranks, np.int64), np.array(ties, np.int64)
+    every = np.full(len(ranks), candidates)
     counted = np.ones(len(ranks), bool)
     offsets = np.array([0, len(ranks)])
-    row = user_metrics(offsets, *numbers, counted, np.array([k]), TIES[how])[0]
+    row = user_metrics(offsets, place, same, every, counted, np.array([k]), TIES[how])[0]
     return dict(zip((*AT_K, "auc"), row, strict=True))
 
 
@@ -122,9 +123,10 @@ def test_against_a_list_in_plain_numpy(seed: int) -> None:
 
 
 def test_only_counted_targets_are_measured_but_all_take_places() -> None:
-    numbers = (np.array(n, np.int64) for n in ([1, 2, 5], [0, 0, 0], [8, 8, 8]))
+    ranks, ties, candidates = np.array([1, 2, 5]), np.zeros(3, np.int64), np.full(3, 8)
     counted = np.array([False, True, True])
-    row = user_metrics(np.array([0, 3]), *numbers, counted, np.array([3.0]), 1.0)[0]
+    offsets, k = np.array([0, 3]), np.array([3.0])
+    row = user_metrics(offsets, ranks, ties, candidates, counted, k, 1.0)[0]
     found = dict(zip((*AT_K, "auc"), row, strict=True))
     assert found["mrr"] == pytest.approx(1 / 2)
     assert found["recall"] == pytest.approx(1 / 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 from recs.evaluation.ranks import DIFFERENCES, METRICS, evaluate_ranks, sum_ranks
 
@@ -30,7 +30,7 @@ def _ranks(num_users: int = 60) -> list[tuple]:
     return rows
 
 
-def _value(rows: list, model: str, metric: str, k: int | None, where: str = "all"):  # noqa: ANN202
+def _value(rows: list, model: str, metric: str, k: int | None, where: str = "all") -> Row:
     [row] = [r for r in rows if (r.model, r.metric, r.k, r.slice) == (model, metric, k, where)]
     return row
 

@@ -19,8 +19,8 @@ from recs.ranking.jobs import rank, recommend, score
 from recs.ranking.lists import Lists, offsets_of
 from recs.ranking.popularity import PopularityModel, write_popularity
 from recs.ranking.protocols import RankingProtocol
-from recs.ranking.scoring import DenseScores, Recommender, no_reasons
-from recs.ranking.slim import SlimModel
+from recs.ranking.scoring import DenseScores, Reasons, Recommender, SparseScores, no_reasons
+from recs.ranking.slim import SlimModel, SlimScorer
 
 USERS, ITEMS, K = 12, 30, 5
 Build = Callable[[SparkSession, str], Recommender]
@@ -60,9 +60,10 @@ def _dense(spark: SparkSession, folder: str) -> Recommender:
             first = histories.offsets[:-1]
             ends = histories.offsets[1:]
             sums = [histories.items[a:b].sum() for a, b in zip(first, ends, strict=True)]
-            return DenseScores(np.float32(np.add.outer(sums, np.arange(ITEMS)) * 7 % 11))
+            scores = np.add.outer(sums, np.arange(ITEMS)) * 7 % 11
+            return DenseScores(scores.astype(np.float32))
 
-        def reasons(self, histories: Lists, recommended: Lists, count: int):  # noqa: ANN202
+        def reasons(self, histories: Lists, recommended: Lists, count: int) -> Reasons:
             return no_reasons(recommended.items.size, count)
 
     @dataclass(frozen=True)
@@ -222,12 +223,13 @@ def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
     batch = scorer.scores(histories)
     for u in range(USERS):
         single = scorer.scores(histories.rows(u, u + 1))
-        if model.name == "slim":
+        if isinstance(batch, SparseScores):
+            assert isinstance(single, SparseScores)
             a, b = batch.offsets[u : u + 2]
             assert b - a <= sizes[u]
             np.testing.assert_array_equal(batch.items[a:b], single.items)
             np.testing.assert_array_equal(batch.values[a:b], single.values)
-        elif model.name == "dense":
+        elif isinstance(batch, DenseScores):
             np.testing.assert_array_equal(batch.values[u : u + 1], single.values)
 
 
@@ -254,6 +256,7 @@ def test_slim_says_which_history_items_gave_the_score(
 ) -> None:
     slim = _slim(spark, folder)
     weights = slim.open()
+    assert isinstance(weights, SlimScorer)
     dense = scipy.sparse.csr_matrix((weights.data, weights.indices, weights.indptr)).toarray()
     by_user = {row["user_id"]: row for row in rows}
     lists = recommend(_frame(spark, rows), slim, k=K, catalogue=catalogue, why=2).collect()
