@@ -6,6 +6,7 @@
 
 # COMMAND ----------
 
+from pipelines.evaluate import check_gates
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages, stages_of
 from recs.config import load_config
@@ -34,3 +35,8 @@ outcome = run_stages(stages_of(config), config, lake)
 versions = Ledger(lake).versions()
 table = "metrics" if config.mode == "backtest" else "recommendations"
 display(lake.load(table, versions[lake.key(table)]))
+
+# COMMAND ----------
+
+# A scheduled job fails here where a metric misses its gate.
+check_gates(config, outcome.metrics)

@@ -93,6 +93,8 @@ def tune_slim(
 
     set_up_logging(verbose)
     settings = _load(config, [*(overrides or []), "evaluate.split=validation"])
+    if settings.mode == "serve":
+        raise ConfigError("mode serve holds nothing out; search with mode=backtest")
     lake = open_lake(settings, verbose=verbose)
     outcome = run_stages([INGEST, VOCABULARY, SPLIT, TUNE_SLIM], settings, lake)
     trials = [trial.pop("settings") | trial for trial in read_trials(lake)]
@@ -138,6 +140,7 @@ def _load(config: str, overrides: list[str] | None) -> Config:
 
 
 def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, verbose: bool) -> None:
+    from pipelines.evaluate import check_gates
     from pipelines.run import STAGES, open_lake, run_stages, stages_of
 
     set_up_logging(verbose)
@@ -160,6 +163,8 @@ def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, ver
         print(f"  {name:<20} version {table['version']:>4}  {table['path']}")
     if as_json:
         _print_document(outcome.document())
+    if outcome.metrics:
+        check_gates(config, outcome.metrics)
 
 
 def _metrics_table(metrics: list[dict[str, Any]]) -> str:

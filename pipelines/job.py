@@ -123,6 +123,5 @@ def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished
         finally:
             lake.spark.catalog.clearCache()
             remove_tree(job.work_folder)
-    finished = ledger.newest(stage.name, run_id)
-    assert finished is not None
-    return finished
+    assert run.finished is not None
+    return run.finished

@@ -83,8 +83,9 @@ def fit_slim(job: Job) -> None:
         warm_start=warm,
     ).persist()
     require_converged(fits)
-    job.write("item_weights", item_weights(fits).withColumn("model", F.lit("slim")))
-    job.write("item_fits", fits.withColumn("model", F.lit("slim")))
+    model = F.lit("slim")
+    weights = item_weights(fits).withColumn("model", model)
+    job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
     fits.unpersist()
 
 

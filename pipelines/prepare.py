@@ -49,7 +49,8 @@ def run_ingest(job: Job) -> None:
     counts.require(config.events.max_reject_share)
     run.details["checkpoints"] = checkpoints
     run.details["rejected"] = json.dumps(counts.rejected)
-    log.info("events read", extra={"accepted": counts.accepted, **counts.rejected})
+    level = logging.WARNING if counts.rejected else logging.INFO
+    log.log(level, "events read", extra={"accepted": counts.accepted, **counts.rejected})
     if last is not None:
         run.after_commit(lambda: remove_tree(last.details["checkpoints"]))
     _entities(job)
@@ -83,10 +84,11 @@ def run_vocabulary(job: Job) -> None:
         lists = job.read("candidate_lists")
         users = users.union(lists.select("user"))
         items = items.union(lists.select(F.explode("candidates").alias("item")))
+    new = {}
     for table, key, found in (("user_ids", "user", users), ("item_ids", "item", items)):
         known = job.read(table) if job.run.has(table) else None
-        new = vocabulary.new_ids(found, known, key=key, number=f"{key}_id")
-        job.write(table, new, "append")
+        new[table] = vocabulary.new_ids(found, known, key=key, number=f"{key}_id")
+    job.run.write_all(new, "append")
 
 
 def run_split(job: Job) -> None:
@@ -102,8 +104,10 @@ def run_split(job: Job) -> None:
         seed=config.seed,
     )
     job.write("interactions", rows)
+    # What is known before the test, whichever split is evaluated.
+    known = ("train", "validation")
     named = split.catalogue(
-        job.read("interactions"), job.read("item_ids"), job.fit_splits, config.split.recommendable
+        job.read("interactions"), job.read("item_ids"), known, config.split.recommendable
     )
     job.write("catalogue", named)
 
@@ -141,6 +145,6 @@ SPLIT = Stage(
     "Order events and put each in training, validation or test.",
     reads=("events", "user_ids", "item_ids"),
     writes=("interactions", "catalogue"),
-    settings=("mode", "seed", "split", "evaluate"),
+    settings=("mode", "seed", "split"),
     work=run_split,
 )

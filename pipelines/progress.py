@@ -53,7 +53,7 @@ def set_up_logging(verbose: bool) -> None:
     handler.setFormatter(_FORMAT)
     log = logging.getLogger("recs")
     log.handlers[:] = [handler]
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING)
     log.propagate = False
     if not verbose:  # PySpark logs every failed query whole, and then raises it as well
         logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)

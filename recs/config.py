@@ -266,7 +266,7 @@ class Config(_Strict):
 
     name: str
     root: str
-    catalog: str | None = None
+    catalog: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$")
     mode: Literal["backtest", "serve"] = "backtest"
     seed: int = 42
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:+-]{1,100}$")

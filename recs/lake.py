@@ -142,6 +142,8 @@ class Lake:
             builder = builder.clusterBy(*table.cluster_by)
         for check, condition in table.checks.items():
             builder = builder.property(f"delta.constraints.{check}", condition)
+        for key, value in table.properties.items():
+            builder = builder.property(key, value)
         builder = builder.property(_VERSION_PROPERTY, str(table.version))
         builder.property(_MODE_PROPERTY, self._table_mode(table)).execute()
         return True

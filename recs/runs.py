@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -197,6 +198,8 @@ class Run:
     started_at: datetime = datetime.min
     _started: float = 0.0
     _cleanups: list[Callable[[], None]] = field(default_factory=list)
+    #: What the run committed; None until then.
+    finished: Finished | None = None
 
     def __enter__(self) -> Run:
         self.lake.create("runs")
@@ -209,7 +212,10 @@ class Run:
             (row["run_id"], row["stage"], row["state"]) == (self.run_id, self.stage, "started")
             for row in rows
         )
-        self.ledger.append(self._row("started"), rows=rows)
+        # The row is for the rerun to count attempts by; it need only be there before any write.
+        row = self._row("started")
+        self._threads = ThreadPoolExecutor()
+        self._noted = self._threads.submit(self.ledger.append, row, rows=rows)
         return self
 
     def __exit__(
@@ -218,14 +224,16 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            try:
-                self._commit()
-            except BaseException as failure:
-                self._abandon(failure)
-                raise
-        else:
-            self._abandon(error)
+        with self._threads:
+            if error is None:
+                try:
+                    self._noted.result()
+                    self._commit()
+                except BaseException as failure:
+                    self._abandon(failure)
+                    raise
+            else:
+                self._abandon(error)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -290,6 +298,12 @@ class Run:
         output.rows += int(commit["operationMetrics"].get("numOutputRows", 0))
         return output.last
 
+    def write_all(self, tables: Mapping[str, DataFrame], how: Write = "overwrite") -> None:
+        """Write several tables at once, as :meth:`write` does; small ones cost mostly waiting."""
+        for name in tables:
+            self._open_output(name)
+        list(self._threads.map(lambda name: self.write(name, tables[name], how), tables))
+
     def rows_before(self, name: str) -> bool:
         """Tell whether the table holds anything yet: committed, or written by this run."""
         return self.has(name) or (name in self._outputs and self._outputs[name].writes > 0)
@@ -310,6 +324,7 @@ class Run:
         """Make or migrate the table, after putting back what an unfinished run left in it."""
         if name in self._outputs:
             return self._outputs[name]
+        self._noted.result()
         base = self._committed.get(self.lake.key(name), 0)
         with self.lake.commit_metadata(self._mark):
             found = self._newest(name) if self.lake.exists(name) else None
@@ -342,20 +357,24 @@ class Run:
     # -- commit ---------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        self.ledger.append(self._row("finished"), self._check_outputs)
+        row = self._row("finished")
+        self.ledger.append(row, self._check_outputs)
+        self.finished = Finished(**{name: row[name] for name in Finished.__dataclass_fields__})
         for cleanup in self._cleanups:
             cleanup()
 
     def _check_outputs(self, rows: list[Row]) -> None:
         """Refuse the commit if another run committed or wrote any output since this one began."""
         committed = self.ledger.versions(rows)
-        for name, output in self._outputs.items():
+        firsts = [output.first for output in self._outputs.values()]
+        histories = self._threads.map(self._commits_since, self._outputs, firsts)
+        for (name, output), commits in zip(self._outputs.items(), histories, strict=True):
             if self._overtaken(name, committed):
                 raise ConcurrentRun(
                     f"another run committed {self.lake.address(name)} while run {self.run_id} was "
                     "writing it: start this run again"
                 )
-            for commit in self._commits_since(name, output.first):
+            for commit in commits:
                 between = output.first <= commit["version"] <= output.last
                 if between and commit["userMetadata"] != self._mark:
                     raise ConcurrentRun(

@@ -50,6 +50,8 @@ class Table:
         Name to SQL condition; Delta refuses a write with a row that breaks one.
     cluster_by
         Columns of liquid clustering.
+    properties
+        Delta table properties beside those that recs sets on every table.
     migrations
         What was added since version 1, ascending; the schema version is the last one's.
     """
@@ -60,6 +62,7 @@ class Table:
     scope: Literal["lake", "mode"] = "mode"
     checks: dict[str, str] = field(default_factory=dict)
     cluster_by: tuple[str, ...] = ()
+    properties: dict[str, str] = field(default_factory=dict)
     migrations: tuple[Migration, ...] = ()
 
     @property
@@ -133,6 +136,8 @@ _ALL = (
         ),
         scope="lake",
         checks={"known_state": "state IN ('started', 'finished', 'failed')"},
+        # Two commits a run, of one row each: statistics and frequent checkpoints only cost.
+        properties={"delta.checkpointInterval": "100", "delta.dataSkippingNumIndexedCols": "0"},
     ),
     _table(
         Column("user", "string", "id of the user as delivered", nullable=False),
@@ -226,7 +231,9 @@ _ALL = (
     ),
     _table(
         _ITEM_ID,
-        Column("train_events", "bigint", "positive training interactions", nullable=False),
+        Column(
+            "train_events", "bigint", "positive interactions but those of the test", nullable=False
+        ),
         Column("recommendable", "boolean", "may be recommended and drawn", nullable=False),
         name="catalogue",
         comment="Items of the vocabulary as this split sees them",

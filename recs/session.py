@@ -35,6 +35,9 @@ _DELTA_CONF = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 
+# Times without a zone are UTC, on whatever machine they are read.
+_EVERYWHERE = {"spark.sql.session.timeZone": "UTC"}
+
 # What suits one machine; a cluster's own settings are never touched.
 _LOCAL_CONF = {
     "spark.python.daemon.module": "recs.daemon",
@@ -89,7 +92,7 @@ def get_session(
 
     active = SparkSession.getActiveSession()
     if active is not None:
-        for key, value in (conf or {}).items():
+        for key, value in {**_EVERYWHERE, **(conf or {})}.items():
             if active.conf.isModifiable(key):
                 active.conf.set(key, value)
         return active
@@ -103,14 +106,14 @@ def get_session(
     builder = SparkSession.builder.appName(app_name)
     if master:
         builder = builder.master(master)
-    settings = dict(_DELTA_CONF)
+    settings = _DELTA_CONF | _EVERYWHERE
     if local:
         settings |= _LOCAL_CONF
     if not submitted:
         settings |= {"spark.jars.packages": DELTA_PACKAGE}
         settings |= {"spark.jars.ivySettings": str(_ivy_settings())}
     if "DATABRICKS_RUNTIME_VERSION" in os.environ:
-        settings = {}
+        settings = dict(_EVERYWHERE)
     for key, value in {**settings, **(conf or {})}.items():
         builder = builder.config(key, value)
 

@@ -10,7 +10,6 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.cli import STAGE_COMMANDS, main
-from pipelines.evaluate import GateFailed
 from pipelines.run import STAGES, open_lake, run_stages, stages_of
 from recs.config import Config
 from recs.data.ingest import TooManyRejects
@@ -70,11 +69,18 @@ def test_stages_name_the_tables_they_read_and_write(
         assert read <= {*stage.reads, *stage.writes}, stage.name
 
 
-def test_a_missed_gate_fails_after_all_is_written(finished: tuple[Configure, Lake, dict]) -> None:
+def test_a_missed_gate_fails_after_all_is_written_and_shown(
+    finished: tuple[Configure, Lake, dict], capsys: pytest.CaptureFixture[str]
+) -> None:
     configure, lake, _ = finished
+    config = configure()
+    given = [f"data={config.data}", f"root={config.root}", "run_id=gated", "--json"]
     gate = "evaluate.gates=[{model: slim, metric: hr, k: 5, at_least: 1.01}]"
-    with pytest.raises(GateFailed, match=r"hr@5 of slim \(full\) is .* below 1.01"):
-        run(configure(gate, "run_id=gated"), "evaluate")
+    file = f"{config.data}/tiny.yaml"
+    assert main(["evaluate", "--config", file, *given, gate]) == 3
+    shown = capsys.readouterr()
+    assert "hr@5 of slim (full) is" in shown.err and "below 1.01" in shown.err
+    assert json.loads(shown.out.splitlines()[-1])["metrics"]
     newest = Ledger(lake).newest("evaluate")
     assert newest is not None and newest.run_id == "gated"
 
