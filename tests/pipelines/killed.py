@@ -1,7 +1,8 @@
 """Run the pipeline in a process of its own that dies, as by SIGKILL, at one point of one stage.
 
-``python -m tests.pipelines.killed POINT STAGE CONFIG OVERRIDE…``. ``inside``: while Spark writes the
-stage's first table, before Delta's commit; ``before`` and ``after`` the stage's commit; ``never``.
+``python -m tests.pipelines.killed POINT STAGE CONFIG OVERRIDE…``. ``inside``: while Spark writes
+the stage's first table, before Delta's commit; ``before`` and ``after`` the stage's commit;
+``never``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def main() -> None:
         if (point, stage) == ("after", run.stage):
             die()
 
-    Run.write = write_or_die  # type: ignore[method-assign]
-    Run._commit = commit_or_die  # type: ignore[method-assign]
+    Run.write = write_or_die  # type: ignore[assignment, method-assign]
+    Run._commit = commit_or_die  # type: ignore[assignment, method-assign]
     config = load_config(file, overrides)
     run_stages(stages_of(config), config, open_lake(config))
 

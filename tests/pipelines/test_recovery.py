@@ -1,4 +1,4 @@
-"""A run killed anywhere and started again ends as an unbroken one; what is read meanwhile is whole."""
+"""A run killed anywhere and started again ends as an unbroken one; readers see whole tables."""
 
 from __future__ import annotations
 
