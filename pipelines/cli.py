@@ -49,22 +49,19 @@ def run(
 
 @app.command()
 def demo(
-    root: Annotated[str, typer.Option(help="Folder of the demo's lake.")] = "out/demo",
     overrides: Overrides = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Generate events with planted structure and run all stages on them."""
+    """Generate events with planted structure and run all stages on them, under root=out/demo."""
     from pipelines.demo import make_input
-    from pipelines.run import open_lake
 
     set_up_logging(verbose)
-    raw = Path(root).absolute() / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    given = [f"root={root}", f"data={raw}", *(overrides or [])]
-    make_input(str(raw), verbose)
-    settings = _load("demo.yaml", given)
-    open_lake(settings, verbose=verbose)
+    given = ["root=out/demo", *(overrides or [])]
+    root = [override for override in given if override.startswith("root=")][-1]
+    raw = str(Path(root.removeprefix("root=")).absolute() / "raw")
+    make_input(raw, verbose)
+    settings = _load("demo.yaml", [*given, f"data={raw}"])
     _run(None, settings, dry_run=False, as_json=as_json, verbose=verbose)
 
 
