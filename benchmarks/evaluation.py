@@ -28,6 +28,8 @@ from recs.session import get_session
 NUM_ITEMS = 26_744
 LENGTH = 100
 TARGETS = 10
+#: Of the bootstrap; what a pipeline's configuration has by default.
+REPLICATES = 200
 KS = (10, 50, 100)
 
 
@@ -111,11 +113,13 @@ def main() -> None:
 
         def evaluate(lists: DataFrame, ranks: DataFrame) -> tuple[int, float, float]:
             started = time.perf_counter()
-            totals = sum_ranks(ranks, KS)
+            totals = sum_ranks(ranks, KS, replicates=REPLICATES)
             rows = totals.metrics(spark).collect()
             rows += totals.differences(spark, "popularity").collect()
             middle = time.perf_counter()
-            rows += evaluate_lists(lists, catalogue, categories, KS).collect()
+            rows += evaluate_lists(
+                lists, catalogue, categories, KS, replicates=REPLICATES
+            ).collect()
             return len(rows), middle - started, time.perf_counter() - middle
 
         few = F.col("user_id") < num_users // 100
@@ -129,6 +133,7 @@ def main() -> None:
         "recommendations": num_users * LENGTH,
         "ranks": 2 * num_users * TARGETS,
         "metrics": count,
+        "replicates": REPLICATES,
     }
     spark.stop()
     report("evaluation", figures, {})

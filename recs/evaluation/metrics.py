@@ -29,7 +29,8 @@ def positions_of(ranks: np.ndarray, ties: np.ndarray, share: float) -> np.ndarra
 
     Of the candidates that score the same as a target and are no targets themselves, ``share`` are
     placed before it: all of them (1.0, ties count against the model) or half (0.5, which may end
-    between two places). Targets that score the same as each other take places one after the other.
+    between two places, and is within the first k as long as it lies before place k + 1). Targets
+    that score the same as each other take places one after the other.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def hit_rate(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> hit_rate(np.array([3.0, 8.0]), 2, 3), hit_rate(np.array([3.0, 8.0]), 2, 2)
     (1.0, 0.0)
     """
-    return 1.0 if positions.size > 0 and positions[0] <= k else 0.0
+    return 1.0 if positions.size > 0 and positions[0] < k + 1 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -87,7 +88,7 @@ def recall(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> recall(np.array([1.0, 3.0, 8.0]), 4, 5)
     0.5
     """
-    return float(np.sum(positions <= k) / num_targets)
+    return float(np.sum(positions < k + 1) / num_targets)
 
 
 @njit(cache=True, nogil=True)
@@ -99,7 +100,7 @@ def precision(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> precision(np.array([1.0, 3.0, 8.0]), 4, 5)
     0.4
     """
-    return float(np.sum(positions <= k) / k)
+    return float(np.sum(positions < k + 1) / k)
 
 
 @njit(cache=True, nogil=True)
@@ -116,7 +117,7 @@ def ndcg(positions: np.ndarray, num_targets: int, k: float) -> float:
     """
     gain, ideal = 0.0, 0.0
     for p in positions:
-        if p <= k:
+        if p < k + 1:
             gain += 1.0 / np.log2(1.0 + p)
     for j in range(1, int(min(float(num_targets), k)) + 1):
         ideal += 1.0 / np.log2(1.0 + j)
@@ -134,7 +135,7 @@ def average_precision(positions: np.ndarray, num_targets: int, k: float) -> floa
     """
     total = 0.0
     for j in range(positions.size):
-        if positions[j] <= k:
+        if positions[j] < k + 1:
             total += (j + 1) / positions[j]
     return total / min(float(num_targets), k)
 
@@ -146,7 +147,7 @@ def reciprocal_rank(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> reciprocal_rank(np.array([4.0, 5.0]), 2, 10), reciprocal_rank(np.array([4.0]), 1, 3)
     (0.25, 0.0)
     """
-    return 1.0 / positions[0] if positions.size > 0 and positions[0] <= k else 0.0
+    return 1.0 / positions[0] if positions.size > 0 and positions[0] < k + 1 else 0.0
 
 
 @njit(cache=True, nogil=True)

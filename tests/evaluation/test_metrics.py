@@ -76,6 +76,9 @@ def test_ties_against_and_half() -> None:
     # Five candidates score the same as the target and nothing above: places 1 to 6.
     assert _user([1], [5], 6, k=5)["hr"] == 0
     assert _user([1], [5], 6, k=5, how="half")["hr"] == 1
+    # Two tied in places 5 and 6: half of one before it is 5.5, which lies before place 6.
+    assert _user([5], [1], 6, k=5, how="half")["hr"] == 1
+    assert _user([5], [1], 6, k=5, how="against")["hr"] == 0
     assert _user([1], [5], 6)["mrr"] == pytest.approx(1 / 6)
     assert _user([1], [5], 6, how="half")["mrr"] == pytest.approx(1 / 3.5)
     assert _user([1], [5], 6)["auc"] == 0
