@@ -1,8 +1,7 @@
 """Run the pipeline in a process of its own that dies, as by SIGKILL, at one point of one stage.
 
 ``python -m tests.pipelines.killed POINT STAGE CONFIG OVERRIDE…``. ``inside``: while Spark writes
-the stage's first table, before Delta's commit; ``before`` and ``after`` the stage's commit;
-``never``.
+the stage's first table, before Delta's commit; ``after`` the stage's commit; ``never``.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ def main() -> None:
         return write(run, *given, **options)
 
     def commit_or_die(run: Run) -> None:
-        if (point, stage) == ("before", run.stage):
-            die()
         commit(run)
         if (point, stage) == ("after", run.stage):
             die()
