@@ -36,6 +36,21 @@ def arguments() -> dict[str, str]:
     return dict(argument.split("=", 1) for argument in given)
 
 
+def data_file(folder: Path, name: str, file: str) -> Path:
+    """Return ``file`` of a data set, from the folder of all data sets or the set's own.
+
+    Raises
+    ------
+    SystemExit
+        If neither holds it.
+    """
+    inside = folder / name
+    path = (inside if inside.is_dir() else folder) / file
+    if not path.exists():
+        raise SystemExit(f"data={folder} has no {name}/{file}; give its folder")
+    return path
+
+
 def hardware() -> str:
     """Name the processor, the cores that this process may use, and the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30

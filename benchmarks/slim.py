@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from common import arguments, report
+from common import arguments, data_file, report
 
 from pipelines.job import run_stage
 from pipelines.models import MODELS
@@ -44,11 +44,7 @@ AGREEMENT = 1e-4
 
 def load(folder: Path) -> sp.csr_matrix:
     """Return the training part, users × items, all ones."""
-    inside = folder / "ml-1m-sasrec"
-    path = (inside if inside.is_dir() else folder) / "ml-1m.txt.gz"
-    if not path.exists():
-        raise SystemExit(f"data={folder} has no ml-1m-sasrec/ml-1m.txt.gz; give its folder")
-    with gzip.open(path, "rt") as lines:
+    with gzip.open(data_file(folder, "ml-1m-sasrec", "ml-1m.txt.gz"), "rt") as lines:
         users, items = np.loadtxt(lines, dtype=np.int64).T - 1
     order = np.argsort(users, kind="stable")
     users, items = users[order], items[order]

@@ -12,17 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from common import arguments, report
+from common import arguments, data_file, report
 from slim import objective, recs_slim, scikit_learn, seconds
 
 
 def load(folder: Path) -> sp.csr_matrix:
     """Return all ratings as users × items of ones."""
-    inside = folder / "ml-100k"
-    path = (inside if inside.is_dir() else folder) / "u.data.gz"
-    if not path.exists():
-        raise SystemExit(f"data={folder} has no ml-100k/u.data.gz; give its folder")
-    with gzip.open(path, "rt") as lines:
+    with gzip.open(data_file(folder, "ml-100k", "u.data.gz"), "rt") as lines:
         users, items = np.loadtxt(lines, dtype=np.int64, usecols=(0, 1)).T - 1
     a = sp.csr_matrix((np.ones(len(users)), (users, items)))
     a.sort_indices()

@@ -15,11 +15,15 @@ def positives(
 
     With ``weight`` their ``value`` is beside them, where it is above 0.
     """
-    fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
+    fitted = _fitted(interactions, fit_splits)
     if values == "binary":
         return fitted.select("user_id", "item_id")
     weighted = fitted.select("user_id", "item_id", F.col("weight").alias("value"))
     return weighted.where("value > 0")
+
+
+def _fitted(interactions: DataFrame, fit_splits: tuple[str, ...]) -> DataFrame:
+    return interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
 
 
 def pairs(
@@ -29,12 +33,12 @@ def pairs(
 
     ``value`` is 1, or the pair's weights summed in the order of events.
     """
-    fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
     if values == "binary":
-        unique = fitted.select("user_id", "item_id").distinct()
+        unique = positives(interactions, fit_splits, values).distinct()
         return unique.withColumn("value", F.lit(1.0).cast("float"))
     ordered = F.array_sort(F.collect_list(F.struct("sequence", "weight")))
     total = F.aggregate(ordered, F.lit(0.0), lambda total, event: total + event["weight"])
+    fitted = _fitted(interactions, fit_splits)
     summed = fitted.groupBy("user_id", "item_id").agg(total.cast("float").alias("value"))
     return summed.where("value > 0")
 
