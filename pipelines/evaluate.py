@@ -75,7 +75,8 @@ def _ranks(job: Job, catalogue: ItemCatalogue) -> list[DataFrame]:
             job.read("interactions"),
             settings.split,
             _candidate_lists(job),
-        ).persist()
+        )
+        users = job.persist(users)
         for protocol in settings.protocols:
             ranks = rank(
                 users,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -23,6 +22,7 @@ class Job:
 
     config: Config
     run: Run
+    _kept: list[DataFrame] = field(default_factory=list)
 
     @property
     def lake(self) -> Lake:
@@ -52,9 +52,19 @@ class Job:
         """Return a table as committed when the run began."""
         return self.run.read(table)
 
-    def write(self, table: str, df: DataFrame, how: Write = "overwrite", **options: Any) -> None:
+    def write(self, table: str, df: DataFrame, how: Write = "overwrite") -> None:
         """Write a table; seen by others when the run commits."""
-        self.run.write(table, df, how, **options)
+        self.run.write(table, df, how)
+
+    def persist(self, df: DataFrame) -> DataFrame:
+        """Keep what ``df`` computes until the stage ends."""
+        self._kept.append(df.persist())
+        return df
+
+    def unpersist(self) -> None:
+        """Let go of what :meth:`persist` kept."""
+        for df in self._kept:
+            df.unpersist()
 
     def num_items(self) -> int:
         """Return the size of the vocabulary of items."""
@@ -82,7 +92,7 @@ class Stage:
     reads, writes
         Tables, for ``--dry-run`` and checks.
     settings
-        Top-level settings it depends on; their hash is kept with the run.
+        Settings it depends on, as ``split`` or ``events.types``; their hash is kept with the run.
     shared
         Its tables serve both modes.
     work
@@ -116,12 +126,13 @@ def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished
             )
         log.info("already finished by this run", extra={"stage": stage.name})
         return done
-    with Run(lake, stage.name, run_id, config_hash, shared=stage.shared) as run:
+    run = Run(lake, stage.name, run_id, config_hash, shared=stage.shared, rebuild=config.rebuild)
+    with run:
         job = Job(config, run)
         try:
             stage.work(job)
         finally:
-            lake.spark.catalog.clearCache()
+            job.unpersist()
             remove_tree(job.work_folder)
     assert run.finished is not None
     return run.finished

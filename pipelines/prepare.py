@@ -34,15 +34,15 @@ def run_ingest(job: Job) -> None:
 
         def handle(batch: DataFrame, source=source) -> None:  # type: ignore[no-untyped-def]
             nonlocal counts
-            parsed = ingest.parse(batch, source, config.events, now=now)
+            parsed = ingest.parse(batch, source, config.events, now=now).persist()
             known = run.read("events") if run.rows_before("events") else None
-            marked = ingest.mark_duplicates(parsed, source, known).persist()
+            marked = ingest.mark_duplicates(parsed, source, known)
             accepted, quarantine = ingest.split_accepted(marked)
             job.write("events", accepted, "append")
             counts += ingest.count(marked)
             if counts.rejected:
                 job.write("quarantine", quarantine, "append")
-            marked.unpersist()
+            parsed.unpersist()
 
         folder = ingest.checkpoint_folder(checkpoints, path)
         ingest.each_new_batch(job.spark, source, path, folder, handle)
@@ -75,35 +75,50 @@ def _entities(job: Job) -> None:
 
 
 def run_vocabulary(job: Job) -> None:
-    """Number new users and items; those numbered before keep their numbers."""
-    events = job.read("events")
-    users, items = events.select("user"), events.select("item")
+    """Number new users, items and event types; those numbered before keep their numbers."""
+    new = job.run.read_new("events")
+    events = job.read("events") if new is None else new
+    day, undated = F.to_date("timestamp").alias("day"), F.lit(None).cast("date").alias("day")
+    users, items = events.select("user", day), events.select("item", day)
     if job.run.has("items"):
-        items = items.union(job.read("items").select("item"))
+        items = items.union(job.read("items").select("item", undated))
     if job.run.has("candidate_lists"):
         lists = job.read("candidate_lists")
-        users = users.union(lists.select("user"))
-        items = items.union(lists.select(F.explode("candidates").alias("item")))
-    new = {}
-    for table, key, found in (("user_ids", "user", users), ("item_ids", "item", items)):
-        known = job.read(table) if job.run.has(table) else None
-        new[table] = vocabulary.new_ids(found, known, key=key, number=f"{key}_id")
-    job.run.write_all(new, "append")
+        users = users.union(lists.select("user", undated))
+        items = items.union(lists.select(F.explode("candidates").alias("item"), undated))
+    named = [(name,) for name in job.config.events.types]
+    types = job.spark.createDataFrame(named, "event_type string").select("event_type", undated)
+    numbered = {}
+    for key, found in (("user", users), ("item", items), ("event_type", types)):
+        known = job.read(f"{key}_ids") if job.run.has(f"{key}_ids") else None
+        number = f"{key}_id"
+        numbered[f"{key}_ids"] = vocabulary.new_ids(found, known, key=key, number=number)
+    job.run.write_all(numbered, "append")
 
 
 def run_split(job: Job) -> None:
-    """Put every event in its split, and name the items that may be recommended."""
+    """Put every event in its split, and name the items that may be recommended.
+
+    Where a user's rows depend on that user's events alone, only users with new events are done.
+    """
     config = job.config
+    events, user_ids = job.read("events"), job.read("user_ids")
+    new = job.run.read_new("events") if split.is_per_user(config.split) else None
+    if new is not None:
+        user_ids = user_ids.join(new.select("user").distinct(), "user", "left_semi")
     rows = split.interactions(
-        job.read("events"),
-        job.read("user_ids"),
+        events,
+        user_ids,
         job.read("item_ids"),
         config.split,
         hold_out=config.mode == "backtest",
         files_give_validation=any(s.held_out == "validation" for s in config.events.sources),
         seed=config.seed,
     )
-    job.write("interactions", rows)
+    if new is None:
+        job.write("interactions", rows)
+    else:
+        job.run.replace("interactions", rows, gone=user_ids.select("user_id"))
     # What is known before the test, whichever split is evaluated.
     known = ("train", "validation")
     named = split.catalogue(
@@ -119,6 +134,7 @@ def read_histories(job: Job, values: str = "binary") -> DataFrame:
         job.fit_splits,
         "weight" if values == "weight" else "binary",
         exclude_seen=job.config.recommend.exclude_seen,
+        shown=job.config.events.shown,
     )
 
 
@@ -135,7 +151,7 @@ VOCABULARY = Stage(
     "vocabulary",
     "Number new users and items.",
     reads=("events", "items", "candidate_lists"),
-    writes=("user_ids", "item_ids"),
+    writes=("user_ids", "item_ids", "event_type_ids"),
     settings=(),
     work=run_vocabulary,
     shared=True,

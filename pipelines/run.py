@@ -10,6 +10,7 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from pipelines.evaluate import EVALUATE
+from pipelines.examples import SEQUENCES
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
 from pipelines.prepare import INGEST, SPLIT, VOCABULARY
@@ -31,6 +32,7 @@ STAGES: dict[str, Stage] = {
         INGEST,
         VOCABULARY,
         SPLIT,
+        SEQUENCES,
         *(model.fit for model in MODELS.values()),
         RECOMMEND,
         EVALUATE,
@@ -63,7 +65,8 @@ def stages_of(config: Config) -> list[Stage]:
     fits = [
         model.fit for name, model in MODELS.items() if name in config.models or name == "popularity"
     ]
-    stages = [INGEST, VOCABULARY, SPLIT, *fits, RECOMMEND]
+    examples = [SEQUENCES] if config.sequences is not None else []
+    stages = [INGEST, VOCABULARY, SPLIT, *examples, *fits, RECOMMEND]
     return [*stages, EVALUATE] if config.mode == "backtest" else stages
 
 

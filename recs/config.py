@@ -13,6 +13,7 @@ import json
 import os
 import re
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -101,10 +102,14 @@ class EventSource(Source):
 
 
 class EventType(_Strict):
-    """A kind of event: what it weighs, and whether it says that the user wants the item."""
+    """A kind of event: what it weighs, and what it says of the user and the item.
+
+    ``positive``: wanted; ``negative``: not wanted, never recommended again; ``shown``: put
+    before the user, who may not take it: neither a positive nor seen, but it can be a negative.
+    """
 
     weight: NonNegative = 1.0
-    polarity: Literal["positive", "negative"] = "positive"
+    polarity: Literal["positive", "negative", "shown"] = "positive"
 
 
 class Events(_Strict):
@@ -116,6 +121,11 @@ class Events(_Strict):
     floor: datetime = datetime(1990, 1, 1)
     allowed_skew_hours: NonNegative = 24.0
     max_reject_share: Share = 0.1
+
+    @property
+    def shown(self) -> list[str]:
+        """Types of polarity ``shown``."""
+        return [name for name, kind in self.types.items() if kind.polarity == "shown"]
 
     @model_validator(mode="after")
     def _default_type_is_known(self) -> Events:
@@ -202,7 +212,90 @@ class Slim(_Strict):
     tolerance: Annotated[float, Field(gt=0)] = 1e-6
     max_iterations: PositiveInt = 10_000
     memory_budget_mb: PositiveInt = 1024
+    max_neighbours: PositiveInt | None = None
+    similarity: Literal["cosine", "cooccurrence"] = "cosine"
     warm_start: bool = False
+    warm_tolerance: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class Sequences(_Strict):
+    """How a user's events become rows of one fixed length, for sequential models.
+
+    Attributes
+    ----------
+    length
+        L: events a row holds; shorter ones are padded on the left.
+    session_gap_minutes
+        A row never crosses a longer pause between two events; None: histories are not cut.
+    stride
+        None keeps the last ``length`` events of a user (or session). A number adds the windows of
+        ``length`` events that end so many events apart, from the first on: training on all of a
+        long history.
+    event_types
+        Types that enter; None: all but those of polarity ``shown``.
+    """
+
+    length: PositiveInt = 50
+    session_gap_minutes: Annotated[float, Field(gt=0)] | None = None
+    stride: PositiveInt | None = None
+    event_types: list[str] | None = None
+
+
+class NegativeRule(_Strict):
+    """A column of items in which a negative must equal its positive.
+
+    Attributes
+    ----------
+    column
+        ``categories`` (one of them in common is enough), ``title``, or one of ``attributes``.
+    edges
+        Ascending bounds that make bands of a number, as in a price band.
+    """
+
+    column: str
+    edges: list[float] | None = None
+
+
+class Negatives(_Strict):
+    """Items that stand against each positive event in training.
+
+    Attributes
+    ----------
+    sampler
+        ``uniform`` over the recommendable items, or by ``popularity``, their training events to
+        the power of ``alpha``.
+    per_positive
+        m: negatives of a positive event.
+    rules
+        Columns of items in which a negative equals the positive; all have to hold.
+    explicit
+        Event types (as dislikes, or impressions that were not taken) whose items come first among
+        the user's negatives.
+    shortage
+        For a user who has too few other items: ``fewer`` negatives, or an ``error``.
+    """
+
+    sampler: Literal["uniform", "popularity"] = "uniform"
+    alpha: NonNegative = 0.75
+    per_positive: PositiveInt = 4
+    rules: list[NegativeRule] = []
+    explicit: list[str] = []
+    shortage: Literal["fewer", "error"] = "fewer"
+
+
+class Sequentiality(_Strict):
+    """How the rules of a log are counted, and how often its histories are shuffled.
+
+    Attributes
+    ----------
+    min_count
+        Times that two or three items must follow each other to be a rule.
+    shuffles
+        Seeded shuffles that are averaged.
+    """
+
+    min_count: PositiveInt = 5
+    shuffles: PositiveInt = 5
 
 
 class Popularity(_Strict):
@@ -270,6 +363,7 @@ class Config(_Strict):
     mode: Literal["backtest", "serve"] = "backtest"
     seed: int = 42
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:+-]{1,100}$")
+    rebuild: bool = Field(False, description="make all tables anew instead of extending them")
     data: str | None = None
     folder: str | None = Field(None, description="subfolder of data, where data holds several sets")
     models: list[ModelName] = ["popularity", "slim"]
@@ -278,6 +372,9 @@ class Config(_Strict):
     users: list[UserSource] = []
     candidates: list[CandidateSource] = []
     split: Split = Split()
+    sequences: Sequences | None = None
+    negatives: Negatives | None = None
+    sequentiality: Sequentiality = Sequentiality()
     slim: Slim = Slim()
     popularity: Popularity = Popularity()
     recommend: Recommend = Recommend()
@@ -289,6 +386,21 @@ class Config(_Strict):
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _event_types_are_known(self) -> Config:
+        named = {
+            "sequences.event_types": (self.sequences and self.sequences.event_types) or [],
+            "negatives.explicit": self.negatives.explicit if self.negatives else [],
+        }
+        for key, types in named.items():
+            unknown = [name for name in types if name not in self.events.types]
+            if unknown:
+                raise ValueError(
+                    f"{key} names {unknown[0]!r}, which is none of events.types "
+                    f"{list(self.events.types)}"
+                )
+        return self
 
     @field_validator("root", "data")
     @classmethod
@@ -302,9 +414,10 @@ class Config(_Strict):
                 value = os.path.abspath(os.path.expanduser(value))
         return value
 
-    def hash(self, *sections: str) -> str:
-        """Return a hash of the given top-level settings, the same for equal values."""
-        values = self.model_dump(mode="json", include=set(sections))
+    def hash(self, *keys: str) -> str:
+        """Return a hash of the settings with these (dotted) keys, the same for equal values."""
+        whole = self.model_dump(mode="json")
+        values = {key: reduce(lambda node, part: node[part], key.split("."), whole) for key in keys}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def locate(self, source: Source) -> str:

@@ -170,6 +170,13 @@ class Lake:
         else:
             writer.save(self.address(name))
 
+    def delete(self, name: str, keys: DataFrame) -> None:
+        """Delete, in one Delta commit, the rows whose value of ``keys``' one column is in it."""
+        (key,) = keys.columns
+        same = F.col(f"kept.{key}") == F.col(f"gone.{key}")
+        merge = self.delta(name).alias("kept").merge(keys.alias("gone"), same)
+        merge.whenMatchedDelete().execute()
+
     def restore(self, name: str, version: int) -> None:
         """Put the table's content back to a version, as a new version."""
         self.delta(name).restoreToVersion(version).collect()

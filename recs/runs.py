@@ -25,7 +25,7 @@ from pyspark.sql import functions as F
 
 import recs
 from recs.lake import Lake, LakeError, Write
-from recs.schema import TABLES, Mode, Table
+from recs.schema import TABLES, Mode
 from recs.storage import redact_text
 
 _LEDGER_TXN = "recs.runs"
@@ -53,6 +53,7 @@ class Finished:
     stage: str
     mode: Mode
     config_hash: str
+    code_version: str
     inputs: dict[str, int]
     outputs: dict[str, int]
     rows: dict[str, int]
@@ -162,6 +163,7 @@ class _Output:
     last: int
     writes: int = 0
     rows: int = 0
+    overwritten: bool = False
 
 
 @dataclass
@@ -183,6 +185,8 @@ class Run:
         Hash of the settings that the stage reads.
     shared
         True for stages whose outputs serve both modes.
+    rebuild
+        True to make everything anew, whatever the stage's last run did.
     """
 
     lake: Lake
@@ -190,6 +194,7 @@ class Run:
     run_id: str
     config_hash: str
     shared: bool = False
+    rebuild: bool = False
     details: dict[str, str] = field(default_factory=dict)
     attempt: int = 0
     _outputs: dict[str, _Output] = field(default_factory=dict)
@@ -208,6 +213,7 @@ class Run:
         self.started_at = datetime.now(UTC)
         rows = self.ledger.rows()
         self._committed = self.ledger.versions(rows)
+        self._rows = rows
         self.attempt = 1 + sum(
             (row["run_id"], row["stage"], row["state"]) == (self.run_id, self.stage, "started")
             for row in rows
@@ -260,16 +266,36 @@ class Run:
         self._inputs[key] = self._committed[key]
         return self.lake.load(name, self._committed[key])
 
+    def read_new(self, name: str) -> DataFrame | None:
+        """Return the rows of a table that were committed since this stage's last run.
+
+        None where the stage cannot build upon its last run: it never ran in this mode, or had other
+        settings or another version of recs, or the table was overwritten since; or a rebuild is
+        asked for. Then everything is to be made anew.
+        """
+        rows = self.read(name)
+        last = self.ledger.newest(self.stage)
+        key = self.lake.key(name)
+        if (
+            self.rebuild
+            or last is None
+            or (last.config_hash, last.code_version) != (self.config_hash, recs.__version__)
+            or key not in last.inputs
+        ):
+            return None
+        since = [
+            row
+            for row in self._rows
+            if row["state"] == "finished" and row["outputs"].get(key, -1) > last.inputs[key]
+        ]
+        if any(key in row["overwritten"] for row in since):
+            return None
+        # Run ids sort by time, so that Delta skips files of earlier runs by their statistics.
+        return rows.where(F.col("run_id").isin([row["run_id"] for row in since]))
+
     # -- writing --------------------------------------------------------------------------------
 
-    def write(
-        self,
-        name: str,
-        df: DataFrame,
-        how: Write = "overwrite",
-        *,
-        where: dict[str, str] | None = None,
-    ) -> int:
+    def write(self, name: str, df: DataFrame, how: Write = "overwrite") -> int:
         """Write ``df`` with this run's id in one Delta commit and return the version.
 
         Parameters
@@ -279,9 +305,7 @@ class Run:
         df
             The table's columns but ``run_id``.
         how
-            ``append``, or ``overwrite`` of the whole table or of the rows named by ``where``.
-        where
-            Column → value: only the rows equal in these columns are replaced.
+            ``append``, or ``overwrite`` of the whole table.
         """
         output = self._open_output(name)
         options = {
@@ -289,14 +313,31 @@ class Run:
             "txnVersion": str(self.attempt * 1_000_000 + output.writes),
             "userMetadata": self._mark,
         }
-        if where:
-            options["replaceWhere"] = _equals(TABLES[name], where)
         self.lake.save(name, df.withColumn("run_id", F.lit(self.run_id)), how, options=options)
         commit = self._own_commit(name, after=output.last)
         output.last = commit["version"]
         output.writes += 1
         output.rows += int(commit["operationMetrics"].get("numOutputRows", 0))
+        output.overwritten |= how == "overwrite"
         return output.last
+
+    def replace(self, name: str, df: DataFrame, gone: DataFrame) -> int:
+        """Write ``df`` in place of the rows that match a row of ``gone``; return the version.
+
+        Parameters
+        ----------
+        name
+            Table; made if missing.
+        df
+            The table's columns but ``run_id``.
+        gone
+            One column of the table, its values unique and not null.
+        """
+        output = self._open_output(name)
+        with self.lake.commit_metadata(self._mark):
+            self.lake.delete(name, gone)
+        output.last = self._own_commit(name, after=output.last)["version"]
+        return self.write(name, df, "append")
 
     def write_all(self, tables: Mapping[str, DataFrame], how: Write = "overwrite") -> None:
         """Write several tables at once, as :meth:`write` does; small ones cost mostly waiting."""
@@ -411,17 +452,9 @@ class Run:
             "inputs": dict(self._inputs),
             "outputs": {key(name): output.last for name, output in self._outputs.items()},
             "rows": {key(name): output.rows for name, output in self._outputs.items()},
+            "overwritten": [key(name) for name, out in self._outputs.items() if out.overwritten],
             "details": dict(self.details),
             "started_at": self.started_at,
             "seconds": None if state == "started" else time.monotonic() - self._started,
             "error": None,
         }
-
-
-def _equals(table: Table, where: dict[str, str]) -> str:
-    """Return the SQL condition that columns equal string values, both checked or escaped."""
-    unknown = set(where) - {column.name for column in table.columns}
-    if unknown:
-        raise LakeError(f"table {table.name} has no column {sorted(unknown)}")
-    escaped = {c: v.replace("\\", "\\\\").replace("'", "\\'") for c, v in where.items()}
-    return " AND ".join(f"{column} = '{value}'" for column, value in escaped.items())

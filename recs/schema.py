@@ -112,6 +112,10 @@ def _table(*columns: Column, name: str, comment: str, **options: object) -> Tabl
     return Table(name, comment, (*columns, _RUN_ID), **options)  # type: ignore[arg-type]
 
 
+#: Of tables in which the rows of some users are replaced: those rows are marked as gone, and the
+#: files that hold them are not written anew.
+_CHANGED_BY_USER = {"delta.enableDeletionVectors": "true"}
+
 _ALL = (
     Table(
         "runs",
@@ -129,6 +133,7 @@ _ALL = (
             Column("inputs", "map<string,bigint>", "table to the Delta version read"),
             Column("outputs", "map<string,bigint>", "table to the Delta version written"),
             Column("rows", "map<string,bigint>", "table to rows written by the run"),
+            Column("overwritten", "array<string>", "outputs whose former rows are all gone"),
             Column("details", "map<string,string>", "what the stage keeps for the next run"),
             Column("started_at", "timestamp", "UTC", nullable=False),
             Column("seconds", "double", "wall clock of the stage; null when started"),
@@ -146,7 +151,7 @@ _ALL = (
         Column("position", "bigint", "place in the user's order, where a column gives it"),
         Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
         Column("weight", "double", "value of the event times its type's weight", nullable=False),
-        Column("positive", "boolean", "polarity of the event's type", nullable=False),
+        Column("positive", "boolean", "the type's polarity is positive", nullable=False),
         Column("context", "map<string,string>", "further columns of the event"),
         Column("held_out", "string", "split that the data set's own files give the event"),
         Column("source", "string", "file or table that delivered it", nullable=False),
@@ -158,7 +163,7 @@ _ALL = (
             "weight_not_negative": "weight >= 0 AND weight < double('Infinity')",
             "known_split": "held_out IS NULL OR held_out IN ('train', 'validation', 'test')",
         },
-        cluster_by=("user",),
+        cluster_by=("timestamp", "user"),
     ),
     _table(
         Column("raw", "string", "the row as delivered", nullable=False),
@@ -216,17 +221,64 @@ _ALL = (
         cluster_by=("item",),
     ),
     _table(
+        Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
+        Column("event_type_id", "int", "dense number of the type from 0", nullable=False),
+        name="event_type_ids",
+        comment="Dense numbers of event types; they grow and never change",
+        scope="lake",
+    ),
+    _table(
         _USER_ID,
         _ITEM_ID,
         Column("sequence", "int", "place in the user's order, from 0", nullable=False),
         Column("timestamp", "timestamp", "UTC; null where the data has none"),
         Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
         Column("weight", "double", "value of the event times its type's weight", nullable=False),
-        Column("positive", "boolean", "polarity of the event's type", nullable=False),
+        Column("positive", "boolean", "the type's polarity is positive", nullable=False),
         _SPLIT,
         name="interactions",
         comment="Events of kept users and items in dense ids, in order, each in its split",
         checks={"known_split": "split IN ('train', 'validation', 'test')"},
+        cluster_by=("user_id",),
+        properties=_CHANGED_BY_USER,
+    ),
+    _table(
+        _USER_ID,
+        Column(
+            "upto",
+            "string",
+            "newest split of events in it: train, validation",
+            nullable=False,
+        ),
+        Column("session", "int", "0, 1, … where histories are cut at pauses", nullable=False),
+        Column("last", "int", "interactions.sequence of its last event", nullable=False),
+        Column("length", "int", "events it holds; the places before them are padding"),
+        Column("items", "array<int>", "item numbers in order, on the right; padding is -1"),
+        Column("event_types", "array<int>", "event_type_id of each; padding is -1"),
+        Column("gaps", "array<int>", "seconds since the event before; 0 for the first and padding"),
+        name="sequences",
+        comment="The last events of users (or sessions) as arrays of one fixed length",
+        checks={"known_upto": "upto IN ('train', 'validation')", "not_empty": "length > 0"},
+        cluster_by=("user_id",),
+        properties=_CHANGED_BY_USER,
+    ),
+    _table(
+        _USER_ID,
+        Column("train", "array<int>", "items of positive training events, ascending, once each"),
+        Column("validation", "array<int>", "the same of the validation"),
+        Column("test", "array<int>", "the same of the test"),
+        name="user_positives",
+        comment="All items that a user has wanted: never drawn as the user's negatives",
+        cluster_by=("user_id",),
+        properties=_CHANGED_BY_USER,
+    ),
+    _table(
+        _USER_ID,
+        Column("sequence", "int", "interactions.sequence of the positive event", nullable=False),
+        Column("item_id", "int", "item of the positive event", nullable=False),
+        Column("negatives", "array<int>", "items that stand against it", nullable=False),
+        name="negatives",
+        comment="Drawn negatives of each positive event that models are fitted on",
         cluster_by=("user_id",),
     ),
     _table(
@@ -322,6 +374,15 @@ _ALL = (
         Column("seconds", "double", "fit and measurement", nullable=False),
         name="trials",
         comment="Trials of the newest search of settings",
+    ),
+    _table(
+        Column("items", "int", "length of the rules: 2 or 3 items in a row", nullable=False),
+        Column("shuffle", "int", "0, 1, … a seeded shuffle", nullable=False),
+        Column("rules", "bigint", "rules of the log as it is", nullable=False),
+        Column("shuffled_rules", "bigint", "rules of the shuffled log", nullable=False),
+        Column("lost", "bigint", "rules of the log that the shuffled one lacks", nullable=False),
+        name="sequentiality",
+        comment="Frequent item sequences that are lost when histories are shuffled",
     ),
     _table(
         _MODEL,

@@ -88,18 +88,72 @@ def test_writes_of_two_runs_that_interleave_are_refused(lake: Lake) -> None:
         second.write("user_ids", ids(lake, "d"), "append")
 
 
-def test_replacing_rows_by_column_keeps_the_others(lake: Lake) -> None:
-    def scores(model: str, score: float) -> DataFrame:
-        return lake.spark.createDataFrame(
-            [(model, 0, score)], "model string, item_id int, score float"
-        )
+def positives(lake: Lake, *users: int, item: int) -> DataFrame:
+    rows = [(user, [item], [], []) for user in users]
+    lists = "train array<int>, validation array<int>, test array<int>"
+    return lake.spark.createDataFrame(rows, f"user_id int, {lists}")
 
+
+def wanted(lake: Lake) -> dict[int, list[int]]:
+    with run(lake, "reader", "read") as reader:
+        return {row.user_id: row.train for row in reader.read("user_positives").collect()}
+
+
+def test_replaced_rows_are_gone_and_the_others_stay(lake: Lake) -> None:
     with run(lake) as first:
-        first.write("popularity", scores("all", 1.0))
-        first.write("popularity", scores("o'clock", 2.0), where={"model": "o'clock"})
-        first.write("popularity", scores("o'clock", 3.0), where={"model": "o'clock"})
-        found = {row.model: row.score for row in first.read("popularity").collect()}
-    assert found == {"all": 1.0, "o'clock": 3.0}
+        first.write("user_positives", positives(lake, 0, 1, 2, item=5))
+    with run(lake, "r2") as second:
+        gone = lake.spark.createDataFrame([(1,), (3,)], "user_id int")
+        second.replace("user_positives", positives(lake, 1, 3, item=6), gone)
+        assert wanted(lake) == {0: [5], 1: [5], 2: [5]}  # until it commits
+    assert wanted(lake) == {0: [5], 1: [6], 2: [5], 3: [6]}
+
+
+def test_a_failed_replacement_leaves_the_table_as_it_was(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_positives", positives(lake, 0, item=5))
+    gone = lake.spark.createDataFrame([(0,)], "user_id int")
+    with pytest.raises(ZeroDivisionError), run(lake, "r2") as second:
+        second.replace("user_positives", positives(lake, 0, item=6), gone)
+        raise ZeroDivisionError
+    assert [row.train for row in lake.load("user_positives").collect()] == [[5]]
+
+
+def new_users(lake: Lake, run_id: str, **options: bool) -> list[str] | None:
+    with Run(lake, "consumer", run_id, config_hash="c", **options) as consumer:
+        rows = consumer.read_new("user_ids")
+        return None if rows is None else sorted(row.user for row in rows.collect())
+
+
+def test_new_rows_are_those_since_the_stages_last_run(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    assert new_users(lake, "c1") is None
+    assert new_users(lake, "c2") == []
+    with pytest.raises(ZeroDivisionError), run(lake, "r2") as failed:
+        failed.write("user_ids", ids(lake, "lost"), "append")
+        raise ZeroDivisionError
+    with run(lake, "r2") as second:
+        second.write("user_ids", ids(lake, "b"), "append")
+    with run(lake, "r3") as third:
+        third.write("user_ids", ids(lake, "c"), "append")
+    assert new_users(lake, "c3", rebuild=True) is None
+    assert new_users(lake, "c4") == []
+    with run(lake, "r4") as fourth:
+        fourth.write("user_ids", ids(lake, "d"), "append")
+        fourth.write("user_ids", ids(lake, "e"), "append")
+    assert new_users(lake, "c5") == ["d", "e"]
+    with run(lake, "r5") as fifth:
+        fifth.write("user_ids", ids(lake, "f"))
+    assert new_users(lake, "c6") is None
+
+
+def test_other_settings_make_everything_anew(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    assert new_users(lake, "c1") is None
+    with Run(lake, "consumer", "c2", config_hash="other") as consumer:
+        assert consumer.read_new("user_ids") is None
 
 
 def test_modes_have_tables_of_their_own(lake: Lake, spark: SparkSession) -> None:

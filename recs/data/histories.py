@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pyspark.sql import DataFrame
@@ -49,8 +50,11 @@ def histories(
     values: Literal["binary", "weight"],
     *,
     exclude_seen: bool,
+    shown: Sequence[str] = (),
 ) -> DataFrame:
     """Return what models read of each user.
+
+    Events of the types ``shown`` make no item seen or disliked.
 
     Returns
     -------
@@ -64,7 +68,7 @@ def histories(
         .groupBy("user_id")
         .agg(F.array_sort(F.collect_list(F.struct("item_id", "value"))).alias("_pairs"))
     )
-    known = interactions.where(F.col("split").isin(*fit_splits))
+    known = interactions.where(F.col("split").isin(*fit_splits) & ~F.col("event_type").isin(*shown))
     unwanted = known if exclude_seen else known.where(~F.col("positive"))
     seen = unwanted.groupBy("user_id").agg(F.array_sort(F.collect_set("item_id")).alias("seen"))
     users = interactions.select("user_id").distinct()

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
@@ -166,36 +167,82 @@ def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | N
     with neither times nor positions can hold the same item twice in a row, so that there the line
     counts too. The first row by (source, line) is kept.
 
+    Events are compared by 128 bits of hashes: what is shuffled is two numbers an event, and only
+    rows that share them with another are looked at again. Of the earlier events those of the same
+    days are read, where the data has times.
+
     Parameters
     ----------
     parsed
-        Rows of :func:`parse`.
+        Rows of :func:`parse`; read several times, so that it should be persisted.
     source
         The event source.
     known
         Table ``events`` so far.
     """
-    key = {
-        **{name: F.col(name) for name in ("user", "item", "timestamp", "position", "event_type")},
-        "weight": F.col("weight"),
-        "held_out": F.col("held_out"),
-        "context": F.to_json("context"),
-    }
-    if source.columns.timestamp is None and source.columns.position is None:
-        key["line"] = F.col("line")
+    by_line = source.columns.timestamp is None and source.columns.position is None
+    parsed = _with_fingerprint(parsed, by_line)
     good = parsed.where(F.col(REASON).isNull())
-    order = Window.partitionBy(*key.values()).orderBy("source", "line")
-    good = good.withColumn("_repeat", F.row_number().over(order) > 1)
+    events = good.select(*_FINGERPRINT, F.lit(False).alias("_known"))
     if known is not None:
-        seen = known.select(*[column.alias(f"_{name}") for name, column in key.items()]).distinct()
-        matches = [column.eqNullSafe(F.col(f"_{name}")) for name, column in key.items()]
-        condition = matches[0]
-        for match in matches[1:]:
-            condition = condition & match
-        good = good.join(seen.withColumn("_known", F.lit(True)), condition, "left")
-        good = good.withColumn("_repeat", F.col("_repeat") | F.col("_known").isNotNull())
-    good = good.withColumn(REASON, F.when(F.col("_repeat"), F.lit(DUPLICATE)))
-    return good.select(*parsed.columns).unionByName(parsed.where(F.col(REASON).isNotNull()))
+        same_days = known.where(_in_days_of(good)) if source.columns.timestamp else known
+        earlier = _with_fingerprint(same_days, by_line)
+        events = events.union(earlier.select(*_FINGERPRINT, F.lit(True)))
+    groups = events.groupBy(*_FINGERPRINT).agg(
+        F.count("*").alias("_events"), F.max("_known").alias("_known")
+    )
+    shared = groups.where("_events > 1").select(*_FINGERPRINT, "_known").localCheckpoint()
+    if shared.isEmpty():
+        return parsed.drop(*_FINGERPRINT)
+    order = Window.partitionBy(*_FINGERPRINT).orderBy("source", "line")
+    suspects = good.join(shared, _FINGERPRINT).withColumn("_place", F.row_number().over(order))
+    repeats = F.col("_known") | (F.col("_place") > 1)
+    judged = suspects.withColumn(REASON, F.when(repeats, F.lit(DUPLICATE)))
+    parts = [
+        parsed.where(F.col(REASON).isNotNull()),
+        good.join(shared, _FINGERPRINT, "left_anti"),
+        judged,
+    ]
+    columns = [name for name in parsed.columns if name not in _FINGERPRINT]
+    return reduce(DataFrame.union, [part.select(*columns) for part in parts])
+
+
+#: Two 64-bit hashes of an event; that two of n events share both has odds of n² / 2¹²⁹.
+_FINGERPRINT = ["_hash_1", "_hash_2"]
+
+
+def _with_fingerprint(events: DataFrame, by_line: bool) -> DataFrame:
+    names = ("user", "item", "timestamp", "position", "event_type", "weight", "held_out")
+    values = [F.col(name) for name in names] + [F.to_json("context")]
+    if by_line:
+        values.append(F.col("line"))
+    # The hash passes over nulls, so that which values are null has to be told.
+    nulls = F.concat(*[F.when(value.isNull(), "0").otherwise("1") for value in values])
+    first, second = (F.xxhash64(F.lit(salt), nulls, *values) for salt in (1, 2))
+    return events.withColumns({_FINGERPRINT[0]: first, _FINGERPRINT[1]: second})
+
+
+def _in_days_of(events: DataFrame) -> Column:
+    """Return the condition that a timestamp is of the events' days, as a few ranges of days.
+
+    Ranges of the column itself let Delta skip files by their statistics.
+    """
+    found = events.select(F.to_date("timestamp").alias("day")).distinct().orderBy("day").collect()
+    days = [row["day"] for row in found]
+    if not days:
+        return F.lit(False)
+    gaps = sorted(range(1, len(days)), key=lambda n: days[n - 1] - days[n])[: _MAX_RANGES - 1]
+    starts = [0, *sorted(n for n in gaps if days[n] - days[n - 1] > timedelta(days=1))]
+    ends = [*(n - 1 for n in starts[1:]), len(days) - 1]
+    ranges = [
+        (F.col("timestamp") >= F.lit(days[start]).cast("timestamp"))
+        & (F.col("timestamp") < F.lit(days[end] + timedelta(days=1)).cast("timestamp"))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return reduce(Column.__or__, ranges)
+
+
+_MAX_RANGES = 32
 
 
 def split_accepted(marked: DataFrame) -> tuple[DataFrame, DataFrame]:

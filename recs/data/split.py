@@ -40,8 +40,8 @@ def interactions(
     seed
         Of the random choices, which depend on it and on ids as delivered alone.
     """
-    kept = events.join(item_ids.select("item", "item_id"), "item")
-    kept = kept.join(user_ids.select("user", "user_id"), "user")
+    kept = events.join(user_ids.select("user", "user_id"), "user")
+    kept = kept.join(item_ids.select("item", "item_id"), "item")
     kept = _cap(kept, split)
     kept = _merge_repeats(kept) if split.repeats == "merge" else kept
     kept = _k_core(kept, split.min_user_events, split.min_item_events)
@@ -54,6 +54,16 @@ def interactions(
     return kept.select(
         "user_id", "item_id", "sequence", "timestamp", "event_type", "weight", "positive", "split"
     )
+
+
+def is_per_user(split: Split) -> bool:
+    """Tell whether new events change the interactions of their own users only, and drop none.
+
+    A minimum of events an item lets users depend on each other; dropping those over a cap lets a
+    user vanish.
+    """
+    drops = split.max_user_events is not None and split.over_cap == "drop"
+    return split.min_item_events == 1 and not drops
 
 
 def catalogue(

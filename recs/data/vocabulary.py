@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-_BUCKETS = 4096
+_BUCKETS = 256
 _MAX_ID = 2**31 - 1
 
 
@@ -16,14 +16,15 @@ class VocabularyFull(ValueError):
 def new_ids(found: DataFrame, known: DataFrame | None, *, key: str, number: str) -> DataFrame:
     """Number the ids that are not known yet, on from the known ones.
 
-    The order is (hash bucket, hash, id): numbers are dense, the same for any partitioning, and say
-    nothing of when an id appeared. No task sorts all ids: each bucket is sorted by itself, and only
-    the buckets' sizes (4,096 rows) are summed up in one place.
+    The order is (first day, hash, id), those without a day first: numbers are dense, the same for
+    any partitioning and, where days are delivered in order, for days one by one and all at once. No
+    task sorts all ids: each day's are sorted in 256 buckets of hashes, and only the buckets' sizes
+    are summed up in one place, 256 rows a day.
 
     Parameters
     ----------
     found
-        Column ``key`` (string), with repeats.
+        Column ``key`` (string), with repeats, and ``day`` (date), null where there is none.
     known
         Columns ``key`` and ``number`` so far.
     key, number
@@ -39,7 +40,9 @@ def new_ids(found: DataFrame, known: DataFrame | None, *, key: str, number: str)
     VocabularyFull
         If the numbers would not fit an int.
     """
-    ids = found.select(key).where(F.col(key).isNotNull()).distinct()
+    undated = F.lit("0001-01-01").cast("date")
+    ids = found.where(F.col(key).isNotNull()).groupBy(key)
+    ids = ids.agg(F.min(F.coalesce("day", undated)).alias("_day"))
     start = 0
     if known is not None:
         ids = ids.join(known.select(key), key, "left_anti")
@@ -47,18 +50,17 @@ def new_ids(found: DataFrame, known: DataFrame | None, *, key: str, number: str)
         start = 0 if highest is None else highest + 1
     hashed = ids.withColumn("_hash", F.xxhash64(key))
     hashed = hashed.withColumn("_bucket", F.pmod("_hash", F.lit(_BUCKETS)))
-    sizes = hashed.groupBy("_bucket").agg(F.count("*").alias("_size"))
-    before = Window.orderBy("_bucket").rowsBetween(Window.unboundedPreceding, -1)
-    offsets = sizes.select(
-        "_bucket", F.coalesce(F.sum("_size").over(before), F.lit(0)).alias("_offset"), "_size"
-    )
+    sizes = hashed.groupBy("_day", "_bucket").agg(F.count("*").alias("_size"))
+    before = Window.orderBy("_day", "_bucket").rowsBetween(Window.unboundedPreceding, -1)
+    offset = F.coalesce(F.sum("_size").over(before), F.lit(0))
+    offsets = sizes.select("_day", "_bucket", offset.alias("_offset"))
     total = sizes.agg(F.sum("_size")).collect()[0][0] or 0
     if start + total > _MAX_ID:
         raise VocabularyFull(
             f"{start + total:,} values of {key!r} do not fit 32-bit numbers: "
             "leave out rare ones before ingest"
         )
-    order = Window.partitionBy("_bucket").orderBy("_hash", key)
+    order = Window.partitionBy("_day", "_bucket").orderBy("_hash", key)
     place = F.row_number().over(order) - 1 + F.col("_offset") + F.lit(start)
-    numbered = hashed.join(F.broadcast(offsets), "_bucket")
+    numbered = hashed.join(F.broadcast(offsets), ["_day", "_bucket"])
     return numbered.select(key, place.cast("int").alias(number))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -9,7 +11,8 @@ from recs.data.vocabulary import new_ids
 
 
 def found(spark: SparkSession, *users: str, parts: int = 2) -> DataFrame:
-    return spark.createDataFrame([(user,) for user in users], "user string").repartition(parts)
+    rows = [(user, None) for user in users]
+    return spark.createDataFrame(rows, "user string, day date").repartition(parts)
 
 
 def numbers(df: DataFrame) -> dict[str, int]:
@@ -42,3 +45,15 @@ def test_new_ids_go_on_from_the_known_ones(spark: SparkSession) -> None:
 def test_nothing_new_gives_no_row(spark: SparkSession) -> None:
     known = number(found(spark, "a"))
     assert numbers(number(found(spark, "a"), known)) == {}
+
+
+def test_days_one_by_one_number_as_all_at_once(spark: SparkSession) -> None:
+    schema = "user string, day date"
+    days = [
+        spark.createDataFrame([(f"user-{n}", date(2025, 1, d)) for n in range(8 * d)], schema)
+        for d in (1, 2, 3)
+    ]
+    known = number(days[0])
+    for day in days[1:]:
+        known = known.union(number(day, known)).localCheckpoint()
+    assert numbers(known) == numbers(number(days[2].union(days[0]).union(days[1])))
