@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pyspark.sql import DataFrame
+
 from pipelines.job import Job, Stage
 from recs.config import Sequences
 from recs.data import sequences
 
 
 def run_sequences(job: Job) -> None:
-    """Write the sequences and positives of users whose interactions have changed."""
+    """Write the sequences of users whose interactions have changed."""
     settings = job.config.sequences or Sequences()
-    # A user's rows are replaced together, so that the new ones are all that the user has.
+    numbers = _event_type_ids(job, settings)
+    _extend(job, "sequences", lambda rows: sequences.sequences(rows, numbers, settings))
+
+
+def run_positives(job: Job) -> None:
+    """Write all positives of users whose interactions have changed."""
+    _extend(job, "user_positives", sequences.user_positives)
+
+
+def _extend(job: Job, table: str, make: Callable[[DataFrame], DataFrame]) -> None:
+    """Make a table of interactions, of which each user's rows are made of the user's own alone."""
+    # A user's interactions are replaced together, so that the new ones are all that the user has.
     new = job.run.read_new("interactions")
-    rows = job.read("interactions") if new is None else new
-    made = {
-        "sequences": sequences.sequences(rows, _event_type_ids(job, settings), settings),
-        "user_positives": sequences.user_positives(rows),
-    }
     if new is None:
-        job.run.write_all(made)
-        return
-    changed = new.select("user_id").distinct()
-    for table, df in made.items():
-        job.run.replace(table, df, gone=changed)
+        job.write(table, make(job.read("interactions")))
+    else:
+        job.run.replace(table, make(new), gone=new.select("user_id").distinct())
 
 
 def _event_type_ids(job: Job, settings: Sequences) -> dict[str, int]:
@@ -43,9 +51,17 @@ def _event_type_ids(job: Job, settings: Sequences) -> dict[str, int]:
 
 SEQUENCES = Stage(
     "sequences",
-    "Write the last events of users as arrays of one length, and all they wanted.",
+    "Write the last events of users as arrays of one length.",
     reads=("interactions", "event_type_ids"),
-    writes=("sequences", "user_positives"),
+    writes=("sequences",),
     settings=("mode", "events.types", "sequences"),
     work=run_sequences,
+)
+POSITIVES = Stage(
+    "positives",
+    "Write all items that each user has wanted.",
+    reads=("interactions",),
+    writes=("user_positives",),
+    settings=("mode",),
+    work=run_positives,
 )

@@ -1,29 +1,39 @@
-"""Run the pipeline in a process of its own that dies, as by SIGKILL, at one point of one stage.
+"""Run the pipeline in a process of its own in which something is killed, at one point of one stage.
 
-``python -m tests.pipelines.killed POINT STAGE CONFIG OVERRIDE…``. ``inside``: while Spark writes
-the stage's first table, before Delta's commit; ``after`` the stage's commit; ``never``.
+``python -m tests.pipelines.killed POINT STAGE CONFIG OVERRIDE…``. Points: ``inside``, while Spark
+writes the stage's first table, before Delta's commit; ``after`` the stage's commit; ``driver:S``,
+S seconds after the stage has begun; ``worker:S``, one of Spark's Python workers from then on;
+``never``.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from pipelines.run import open_lake, run_stages, stages_of
 from recs.config import load_config
 from recs.runs import Run
 
-KILLED = 137
+#: What subprocess calls the end by SIGKILL.
+KILLED = -signal.SIGKILL
 
 
 def main() -> None:
     point, stage, file, *overrides = sys.argv[1:]
-    write, commit = Run.write, Run._commit
+    point, _, seconds = point.partition(":")
+    write, commit, enter = Run.write, Run._commit, Run.__enter__
 
-    def die() -> None:
-        os._exit(KILLED)
+    def enter_and_wait(run: Run) -> Run:
+        if run.stage == stage and point in ("driver", "worker"):
+            kill = die if point == "driver" else kill_a_worker
+            threading.Timer(float(seconds), kill).start()
+        return enter(run)
 
     def write_or_die(run: Run, *given: Any, **options: Any) -> int:
         if (point, stage) == ("inside", run.stage):
@@ -35,10 +45,40 @@ def main() -> None:
         if (point, stage) == ("after", run.stage):
             die()
 
+    Run.__enter__ = enter_and_wait  # type: ignore[method-assign]
     Run.write = write_or_die  # type: ignore[assignment, method-assign]
     Run._commit = commit_or_die  # type: ignore[assignment, method-assign]
     config = load_config(file, overrides)
     run_stages(stages_of(config), config, open_lake(config))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_a_worker() -> None:
+    """Kill the first Python worker that runs; if none does for a while, the driver."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for command in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                worker = b"pyspark.worker" in command.read_bytes() and _is_below_us(command.parent)
+            except OSError:
+                continue  # it has ended
+            if worker:
+                os.kill(int(command.parent.name), signal.SIGKILL)
+                return
+        time.sleep(0.01)
+    die()
+
+
+def _is_below_us(process: Path) -> bool:
+    while process.name not in ("0", "1"):
+        if int(process.name) == os.getpid():
+            return True
+        parent = (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        process = process.parent / parent
+    return False
 
 
 if __name__ == "__main__":
