@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pyspark.sql import DataFrame
 
 from pipelines.job import Job, Stage
-from recs.config import Sequences
-from recs.data import sequences
+from recs.config import Negatives, Sequences
+from recs.data import negatives, sequences
+from recs.storage import join
 
 
 def run_sequences(job: Job) -> None:
@@ -21,6 +22,26 @@ def run_sequences(job: Job) -> None:
 def run_positives(job: Job) -> None:
     """Write all positives of users whose interactions have changed."""
     _extend(job, "user_positives", sequences.user_positives)
+
+
+def run_negatives(job: Job) -> None:
+    """Draw the negatives of all positive events that models are fitted on."""
+    settings = job.config.negatives or Negatives()
+    items = None
+    if settings.rules:
+        items = job.read("items").join(job.read("item_ids").select("item", "item_id"), "item")
+    drawn = negatives.negatives(
+        job.read("interactions"),
+        job.read("user_positives"),
+        job.read("catalogue"),
+        items,
+        settings,
+        fit_splits=job.fit_splits,
+        folder=join(job.work_folder, "negatives"),
+        num_items=job.num_items(),
+        seed=job.config.seed,
+    )
+    job.write("negatives", drawn)
 
 
 def _extend(job: Job, table: str, make: Callable[[DataFrame], DataFrame]) -> None:
@@ -64,4 +85,12 @@ POSITIVES = Stage(
     writes=("user_positives",),
     settings=("mode",),
     work=run_positives,
+)
+NEGATIVES = Stage(
+    "negatives",
+    "Draw the negatives of every positive event.",
+    reads=("interactions", "user_positives", "catalogue", "items", "item_ids"),
+    writes=("negatives",),
+    settings=("mode", "seed", "evaluate", "negatives"),
+    work=run_negatives,
 )

@@ -139,7 +139,10 @@ class Lake:
                 column.name, column.type, nullable=column.nullable, comment=column.comment
             )
         if table.cluster_by:
+            # Statistics of other columns take time to collect, and no reader skips files by them.
+            skipped_by = ",".join((*table.cluster_by, "run_id"))
             builder = builder.clusterBy(*table.cluster_by)
+            builder = builder.property("delta.dataSkippingStatsColumns", skipped_by)
         for check, condition in table.checks.items():
             builder = builder.property(f"delta.constraints.{check}", condition)
         for key, value in table.properties.items():

@@ -35,8 +35,13 @@ _DELTA_CONF = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 
-# Times without a zone are UTC, on whatever machine they are read.
-_EVERYWHERE = {"spark.sql.session.timeZone": "UTC"}
+_EVERYWHERE = {
+    # Times without a zone are UTC, on whatever machine they are read.
+    "spark.sql.session.timeZone": "UTC",
+    # Batches for Python end by their rows alone: to end them by bytes, Spark asks every column for
+    # its size after each row, which takes longer than the rest of the way.
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
+}
 
 # What suits one machine; a cluster's own settings are never touched.
 _LOCAL_CONF = {

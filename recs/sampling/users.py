@@ -1,9 +1,4 @@
-"""Seeded randomness that depends on nothing but its keys, and negatives drawn with it.
-
-A draw is a hash of (seed, user, index of the draw), so that the same user gets the same negatives
-under any partitioning, in any order and on any machine. Uniform and popularity-proportional
-negatives are one kernel: the alias method over the items' weights, all equal or count^alpha.
-"""
+"""Negatives of whole users, as the candidates that a held-out item is ranked among."""
 
 from __future__ import annotations
 
@@ -12,68 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from recs.sampling.groups import alias_table, drawable
+from recs.sampling.hashing import hash_uniform
+
 #: Random tries per wanted negative before the exact sweep over all items takes over.
 _TRIES = 8
-
-
-@njit(cache=True, nogil=True)
-def _mix(x: np.uint64) -> np.uint64:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014), on uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True)
-def hash_stream(seed: int, key: int) -> np.uint64:
-    """Return the uint64 that a key's draws are hashed from."""
-    x = _mix(np.uint64(seed) + _GOLDEN)
-    return _mix((x ^ np.uint64(key)) + _GOLDEN)
-
-
-@njit(cache=True, nogil=True)
-def hash_bits(stream: np.uint64, draw: int) -> np.uint64:
-    """Return 64 random bits, the ``draw``-th of a stream."""
-    return _mix((stream ^ np.uint64(draw)) + _GOLDEN)
-
-
-@njit(cache=True, nogil=True)
-def hash_uniform(seed: int, key: int, draw: int) -> float:
-    """Return the uniform number in [0, 1) that belongs to (seed, key, draw), with 53 random bits.
-
-    >>> hash_uniform(1, 2, 3) == hash_uniform(1, 2, 3) != hash_uniform(1, 2, 4)
-    True
-    """
-    return float(hash_bits(hash_stream(seed, key), draw) >> np.uint64(11)) * 2.0**-53
-
-
-@njit(cache=True, nogil=True)
-def _alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vose's alias table: slot p yields p with probability ``accept[p]``, else ``alias[p]``."""
-    size = weights.size
-    scaled = weights * (size / weights.sum())
-    accept = np.ones(size)
-    alias = np.arange(size).astype(np.int32)
-    small, large = np.empty(size, np.int32), np.empty(size, np.int32)
-    num_small, num_large = 0, 0
-    for p in range(size):
-        if scaled[p] < 1.0:
-            small[num_small] = p
-            num_small += 1
-        else:
-            large[num_large] = p
-            num_large += 1
-    while num_small > 0 and num_large > 0:
-        num_small -= 1
-        low, high = small[num_small], large[num_large - 1]
-        accept[low], alias[low] = scaled[low], high
-        scaled[high] -= 1.0 - scaled[low]
-        if scaled[high] < 1.0:
-            num_large -= 1
-            small[num_small] = high
-            num_small += 1
-    return accept, alias
 
 
 @njit(cache=True, nogil=True)
@@ -190,13 +128,8 @@ class Sampler:
     @classmethod
     def _of(cls, recommendable: np.ndarray, weights: np.ndarray) -> Sampler:
         items = np.flatnonzero(recommendable).astype(np.int32)
-        weights = np.ascontiguousarray(weights[items], np.float64)
-        if not weights.sum() > 0 or not np.isfinite(weights).all() or (weights < 0).any():
-            raise ValueError(
-                f"no negatives can be drawn: {items.size} recommendable items, total weight "
-                f"{weights.sum()}; give at least one recommendable item of finite, positive weight"
-            )
-        return cls(items, weights, *_alias_table(weights))
+        weights = drawable(np.ascontiguousarray(weights[items], np.float64))
+        return cls(items, weights, *alias_table(weights))
 
     def sample(
         self,
