@@ -66,6 +66,30 @@ def demo(
 
 
 @app.command()
+def generate(
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="data=FOLDER [KEY=VALUE]...",
+            help="events, users, items, clusters, days, first_day, heavy_user_events, bad_share, "
+            "seed, format (csv, parquet).",
+        ),
+    ],
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write raw files of generated events with planted structure, as many as 1e9 and more."""
+    from pipelines.generate import generate_log, parse
+
+    set_up_logging(verbose)
+    done = generate_log(parse(settings), verbose=verbose)
+    rows = ", ".join(f"{number:,} {kind}" for kind, number in done["rows"].items())
+    print(f"{rows} in {done['folder']}: {done['seconds']:.1f} s")
+    if as_json:
+        _print_document(done)
+
+
+@app.command()
 def tables(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
@@ -101,6 +125,28 @@ def tune_slim(
         _print_document(outcome.document() | {"trials": trials})
 
 
+@app.command()
+def sequentiality(
+    config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """Tell how many frequent item sequences are lost when histories are shuffled."""
+    from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+    from pipelines.run import open_lake, run_stages
+    from pipelines.sequentiality import SEQUENTIALITY, draw, read_losses, summary
+
+    set_up_logging(verbose)
+    settings = _load(config, overrides)
+    lake = open_lake(settings, verbose=verbose)
+    outcome = run_stages([INGEST, VOCABULARY, SPLIT, SEQUENTIALITY], settings, lake)
+    losses = read_losses(lake)
+    rows = summary(losses)
+    _print_rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
+    plot = draw(settings, losses)
+    print(f"plot: {plot}")
+    if as_json:
+        _print_document(outcome.document() | {"sequentiality": rows, "plot": plot})
+
+
 def _stage_command(name: str, summary: str) -> None:
     def command(
         config: ConfigFile,
@@ -120,6 +166,9 @@ STAGE_COMMANDS = {
     "ingest": "Read new events, items, users and candidate lists; put bad rows in quarantine.",
     "vocabulary": "Number new users and items.",
     "split": "Order events and put each in training, validation or test.",
+    "sequences": "Write the last events of users as arrays of one length.",
+    "positives": "Write all items that each user has wanted.",
+    "negatives": "Draw the negatives of every positive event.",
     "fit_popularity": "Count how popular items are.",
     "fit_slim": "Solve SLIM per item in parallel.",
     "recommend": "Write the top items of every user.",

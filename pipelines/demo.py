@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from recs.data.synthetic import SyntheticConfig, generate, write
-from recs.session import get_session
-from recs.storage import filesystem
+from pipelines.generate import Settings, generate_log, is_whole
 
 
 def make_input(folder: str, verbose: bool = False) -> None:
     """Write the demo's raw files under ``folder``, unless they are there."""
-    fs, path = filesystem(folder)
-    if fs.exists(path) and fs.ls(path):
-        return
-    spark = get_session("recs demo", verbose=verbose)
-    write(generate(spark, SyntheticConfig()), folder, bad_share=0.01)
+    if not is_whole(folder):
+        generate_log(Settings(data=folder), verbose=verbose)

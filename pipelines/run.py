@@ -10,12 +10,13 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from pipelines.evaluate import EVALUATE
-from pipelines.examples import SEQUENCES
+from pipelines.examples import NEGATIVES, POSITIVES, SEQUENCES
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
 from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.recommend import RECOMMEND
+from pipelines.sequentiality import SEQUENTIALITY
 from pipelines.tune import TUNE_SLIM
 from recs.config import Config
 from recs.lake import Lake, Location
@@ -33,10 +34,13 @@ STAGES: dict[str, Stage] = {
         VOCABULARY,
         SPLIT,
         SEQUENCES,
+        POSITIVES,
+        NEGATIVES,
         *(model.fit for model in MODELS.values()),
         RECOMMEND,
         EVALUATE,
         TUNE_SLIM,
+        SEQUENTIALITY,
     )
 }
 
@@ -66,6 +70,8 @@ def stages_of(config: Config) -> list[Stage]:
         model.fit for name, model in MODELS.items() if name in config.models or name == "popularity"
     ]
     examples = [SEQUENCES] if config.sequences is not None else []
+    if config.negatives is not None:
+        examples += [POSITIVES, NEGATIVES]
     stages = [INGEST, VOCABULARY, SPLIT, *examples, *fits, RECOMMEND]
     return [*stages, EVALUATE] if config.mode == "backtest" else stages
 

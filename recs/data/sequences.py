@@ -132,10 +132,10 @@ class _Tracks(NamedTuple):
 
     @classmethod
     def empty(cls, length: int) -> _Tracks:
-        rings = (np.zeros((2, length), np.int32) for _ in range(3))
+        items, event_types, gaps = np.zeros((3, 2, length), np.int32)
         at = np.zeros((2, 6), np.int64)
         at[:, _USER] = -1
-        return cls(*rings, at)
+        return cls(items, event_types, gaps, at)
 
 
 #: Columns of ``_Tracks.at``: the user; events of the session so far; number of the session; place

@@ -41,8 +41,8 @@ def new_ids(found: DataFrame, known: DataFrame | None, *, key: str, number: str)
         If the numbers would not fit an int.
     """
     undated = F.lit("0001-01-01").cast("date")
-    ids = found.where(F.col(key).isNotNull()).groupBy(key)
-    ids = ids.agg(F.min(F.coalesce("day", undated)).alias("_day"))
+    first = F.min(F.coalesce("day", undated)).alias("_day")
+    ids = found.where(F.col(key).isNotNull()).groupBy(key).agg(first)
     start = 0
     if known is not None:
         ids = ids.join(known.select(key), key, "left_anti")

@@ -113,7 +113,7 @@ def test_results_do_not_depend_on_partitions_batches_or_order(
         expected[user] = [item for item, s in zip(items, split, strict=True) if s == "train"][-7:]
         positives[user] = [sorted({e[2] for e in history if e[5] == s}) for s in set(split)]
     random.shuffle(events)
-    limit = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch")
+    limit = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch") or ""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 11)
     try:
         table = interactions(spark, events, parts=parts)

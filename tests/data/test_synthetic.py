@@ -1,23 +1,17 @@
-"""The generated log: sizes, planted structure, bad rows, and no dependence on partitions."""
+"""The generated log: sizes and planted structure."""
 
 from __future__ import annotations
-
-import csv
-import hashlib
-import json
-from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from recs.data.synthetic import MIN_USER_EVENTS, SyntheticConfig, SyntheticLog, generate, write
+from recs.data.synthetic import MIN_USER_EVENTS, SyntheticConfig, SyntheticLog, generate
 
 CONFIG = SyntheticConfig(
     num_events=6_000, num_users=150, num_items=90, num_clusters=9, num_days=5, seed=3
 )
-BAD_SHARE = 0.2
 
 
 def _pandas(frame: DataFrame) -> pd.DataFrame:
@@ -36,41 +30,6 @@ def events(log: SyntheticLog) -> pd.DataFrame:
     items = _pandas(log.items)
     cluster = dict(zip(items["item"], items["category"].str[0], strict=True))
     return events.assign(cluster=events["item"].map(cluster))
-
-
-@pytest.fixture(scope="module")
-def folder(log: SyntheticLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("raw")
-    lines = write(log, str(folder), bad_share=BAD_SHARE)
-    assert lines["items"] == 90
-    assert lines["users"] == 150
-    return folder
-
-
-def _lines(folder: Path) -> list[str]:
-    return [
-        line
-        for path in sorted(folder.glob("events/day=*/events.csv"))
-        for line in path.read_text().splitlines()[1:]
-    ]
-
-
-def _digest(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@pytest.mark.parametrize("num_partitions", [1, 3, 8])
-def test_files_do_not_depend_on_partitions(
-    spark: SparkSession, folder: Path, tmp_path: Path, num_partitions: int
-) -> None:
-    write(
-        generate(spark, CONFIG, num_partitions=num_partitions), str(tmp_path), bad_share=BAD_SHARE
-    )
-    assert _digest(tmp_path) == _digest(folder)
 
 
 def test_another_seed_is_another_log(spark: SparkSession, events: pd.DataFrame) -> None:
@@ -124,79 +83,24 @@ def test_dislikes_fall_outside_of_the_users_clusters(events: pd.DataFrame) -> No
     assert set(events["event_type"]) == {"view", "like", "purchase", "dislike"}
 
 
-def test_without_bad_rows_the_files_are_the_events(
-    log: SyntheticLog, events: pd.DataFrame, tmp_path: Path
-) -> None:
-    assert write(log, str(tmp_path))["events"] == len(events)
-    read = pd.concat(map(pd.read_csv, tmp_path.glob("events/*/*.csv")))
-    key = ["user", "timestamp", "item"]
-    expected = events.sort_values(key)[list(read.columns)]
-    pd.testing.assert_frame_equal(
-        read.sort_values(key, ignore_index=True), expected.reset_index(drop=True)
-    )
-
-
-def test_days_are_sorted_and_have_headers(tmp_path: Path, folder: Path) -> None:
-    for path in folder.glob("events/day=*/events.csv"):
-        header, *lines = path.read_text().splitlines()
-        assert header == "user,item,timestamp,event_type,weight"
-        good = [time for _, _, time, *_ in map(_split, lines) if time[:10] == path.parent.name[4:]]
-        assert good == sorted(good)
-
-
-def _split(line: str) -> list[str]:
-    return [*next(csv.reader([line])), "", "", ""]
-
-
-def test_every_kind_of_bad_row_is_there(events: pd.DataFrame, folder: Path) -> None:
-    kinds: Counter[str] = Counter()
-    good: list[str] = []
-    for line in _lines(folder):
-        fields = line.split(",")
-        if len(fields) != 5:
-            kinds[f"{len(fields)} columns"] += 1
-            continue
-        user, item, time, event_type, weight = fields
-        reasons = {
-            "empty user": not user,
-            "empty item": not item,
-            "unparsable": time == "yesterday",
-            "future": time.startswith("2099"),
-            "ancient": time.startswith("1970"),
-            "type": event_type == "teleport",
-            "NaN": weight == "NaN",
-            "Infinity": weight == "Infinity",
-            "negative": weight.startswith("-"),
-            "duplicate": bool(good) and line == good[-1],
-        }
-        if any(reasons.values()):
-            kinds.update(reason for reason, holds in reasons.items() if holds)
-        else:
-            good.append(line)
-    assert len(kinds) == 12
-    assert min(kinds.values()) > 50
-    assert len(good) == len(events)
-    assert abs(sum(kinds.values()) / len(events) - BAD_SHARE) < 0.03
-
-
-def test_items_and_users_are_described(folder: Path) -> None:
-    items = [json.loads(line) for line in (folder / "items/items-00000.jsonl").open()]
-    assert [item["item"] for item in items[:3]] == ["i0", "i1", "i2"]
-    assert all(item["title"] and item["text"] and item["price"] > 0 for item in items)
-    assert Counter(item["category"][0] for item in items) == {f"genre-{c}": 10 for c in range(9)}
-    users = pd.read_csv(folder / "users/users-00000.csv")
-    assert list(users.columns) == ["user", "age", "gender", "country"]
-    assert users["age"].between(16, 75).all()
-
-
 def test_heavy_user_comes_on_top(spark: SparkSession, events: pd.DataFrame) -> None:
-    config = SyntheticConfig(**{**vars(CONFIG), "heavy_user_events": 2_000})
-    log = generate(spark, config)
-    with_heavy = _pandas(log.events)
+    config = SyntheticConfig(**{**vars(CONFIG), "heavy_user_events": 12_000})
+    with_heavy = _pandas(generate(spark, config).events)
+    with_heavy = with_heavy.sort_values(["user", "position"], ignore_index=True)
     heavy = with_heavy["user"] == config.heavy_user
-    assert heavy.sum() == 2_000
-    others = with_heavy[~heavy].sort_values(["user", "position"], ignore_index=True)
+    # More than one chunk of a user's events, without a gap or a repeated position.
+    assert with_heavy[heavy]["position"].tolist() == list(range(12_000))
+    assert with_heavy[heavy]["timestamp"].is_monotonic_increasing
+    others = with_heavy[~heavy].reset_index(drop=True)
     pd.testing.assert_frame_equal(others, events.drop(columns="cluster"))
+
+
+def test_many_tasks_share_a_heavy_user(spark: SparkSession) -> None:
+    config = SyntheticConfig(num_events=50, num_users=1, num_items=20, heavy_user_events=200_000)
+    log = generate(spark, config, num_partitions=4)
+    tasks = log.coded.groupBy(F.spark_partition_id()).count().collect()
+    assert len(tasks) == 4
+    assert max(row["count"] for row in tasks) < 120_000
 
 
 @pytest.mark.parametrize(

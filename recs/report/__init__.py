@@ -1,0 +1,1 @@
+"""Pictures of results; they need the extra ``report`` (matplotlib)."""
