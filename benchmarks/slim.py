@@ -32,6 +32,7 @@ from recs.config import load_config
 from recs.matrix import Csr
 from recs.runs import Ledger
 from recs.slim import gram, solver
+from recs.slim.source import Gram
 
 THREADS = 2
 #: Repeats of our own run, which takes a fraction of a second; the median counts.
@@ -67,11 +68,13 @@ def recs_slim(a: sp.csr_matrix, l1: float, l2: float) -> tuple[sp.csc_matrix, di
         rows = pool.map(
             lambda k: gram.gram_rows(by_item, by_user, bounds[k], bounds[k + 1]), range(THREADS)
         )
-        source = solver.DenseGram(np.concatenate(list(rows)))
+        source = Gram(np.concatenate(list(rows)))
         made = time.perf_counter()
         diagonal = gram.diagonal(by_item)
         parts = [np.arange(k, num_items, THREADS) for k in range(THREADS)]
-        solved = list(pool.map(lambda p: solver.solve(source, diagonal, p, l1=l1, l2=l2), parts))
+        solved = list(
+            pool.map(lambda p: solver.solve(source, diagonal, p, solver.Options(l1, l2)), parts)
+        )
     end = time.perf_counter()
     columns = np.concatenate(
         [np.repeat(p, np.diff(s.offsets)) for p, s in zip(parts, solved, strict=True)]

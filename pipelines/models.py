@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
+from recs.config import Slim
 from recs.data import histories
 from recs.matrix import write_csr
 from recs.ranking.popularity import write_popularity
@@ -20,6 +21,7 @@ from recs.ranking.scoring import Recommender
 from recs.ranking.slim import SlimModel
 from recs.runs import Ledger
 from recs.slim.fit import fit, item_weights, require_converged
+from recs.slim.solver import Options
 from recs.storage import join
 
 log = logging.getLogger("recs")
@@ -73,20 +75,31 @@ def fit_slim(job: Job) -> None:
     fits = fit(
         rows,
         join(job.work_folder, "slim"),
+        slim_options(settings),
         num_users=job.num_users(),
         num_items=job.num_items(),
-        l1=settings.l1,
-        l2=settings.l2,
-        tolerance=settings.tolerance,
-        max_iterations=settings.max_iterations,
         memory_budget_bytes=settings.memory_budget_mb * 2**20,
         warm_start=warm,
     ).persist()
-    require_converged(fits)
+    solved = require_converged(fits)
+    log.info("slim", extra={"items": job.num_items(), "solved": solved, "warm": warm is not None})
     model = F.lit("slim")
     weights = item_weights(fits).withColumn("model", model)
     job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
     fits.unpersist()
+
+
+def slim_options(settings: Slim) -> Options:
+    """Return the solver's options of ``settings``."""
+    return Options(
+        l1=settings.l1,
+        l2=settings.l2,
+        tolerance=settings.tolerance,
+        max_iterations=settings.max_iterations,
+        warm_tolerance=settings.warm_tolerance if settings.warm_start else None,
+        max_neighbours=settings.max_neighbours,
+        similarity=settings.similarity,
+    )
 
 
 def open_slim(job: Job) -> Recommender:

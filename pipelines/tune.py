@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from pipelines.models import open_weights
+from pipelines.models import open_weights, slim_options
 from pipelines.prepare import read_histories
 from recs.data import histories, split
 from recs.evaluation.ranks import sum_ranks
@@ -39,6 +39,7 @@ def run_tune_slim(job: Job) -> None:
         num_users=job.num_users(),
         num_items=num_items,
         memory_budget_bytes=settings.memory_budget_mb * 2**20,
+        max_neighbours=settings.max_neighbours,
     )
     seen = split.catalogue(
         interactions, job.read("item_ids"), job.fit_splits, job.config.split.recommendable
@@ -46,7 +47,8 @@ def run_tune_slim(job: Job) -> None:
     catalogue = write_catalogue(seen, join(job.work_folder, "catalogue"), num_items)
     users = histories.with_targets(
         read_histories(job, settings.values), interactions, job.config.evaluate.split
-    ).persist()
+    )
+    users = job.persist(users)
     trials: list[dict[str, Any]] = []
     warm = None
     for number, (l1, l2) in enumerate(
@@ -57,10 +59,7 @@ def run_tune_slim(job: Job) -> None:
         fits = solve(
             job.spark,
             problem,
-            l1=l1,
-            l2=l2,
-            tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations,
+            slim_options(settings)._replace(l1=l1, l2=l2, warm_tolerance=None),
             warm_start=warm,
         ).persist()
         require_converged(fits)

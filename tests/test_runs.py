@@ -89,7 +89,7 @@ def test_writes_of_two_runs_that_interleave_are_refused(lake: Lake) -> None:
 
 
 def positives(lake: Lake, *users: int, item: int) -> DataFrame:
-    rows = [(user, [item], [], []) for user in users]
+    rows = [(user, [item], None, None) for user in users]
     lists = "train array<int>, validation array<int>, test array<int>"
     return lake.spark.createDataFrame(rows, f"user_id int, {lists}")
 
@@ -119,8 +119,8 @@ def test_a_failed_replacement_leaves_the_table_as_it_was(lake: Lake) -> None:
     assert [row.train for row in lake.load("user_positives").collect()] == [[5]]
 
 
-def new_users(lake: Lake, run_id: str, **options: bool) -> list[str] | None:
-    with Run(lake, "consumer", run_id, config_hash="c", **options) as consumer:
+def new_users(lake: Lake, run_id: str, rebuild: bool = False) -> list[str] | None:
+    with Run(lake, "consumer", run_id, config_hash="c", rebuild=rebuild) as consumer:
         rows = consumer.read_new("user_ids")
         return None if rows is None else sorted(row.user for row in rows.collect())
 

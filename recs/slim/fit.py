@@ -2,38 +2,45 @@
 
 mapInArrow is mapPartitions on Arrow batches; unlike RDDs it also runs on Spark Connect and on
 shared clusters. The matrix and its Gram reach the workers as files on shared storage, mapped into
-memory once a host (:mod:`recs.matrix`); the driver sees a line a file.
+memory once a host (:mod:`recs.matrix`); the driver sees a line a file, and a number an item.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.matrix import CsrFiles, MatrixError, write_array, write_csr
-from recs.slim import gram, solver
+from recs.matrix import Csr, CsrFiles, MatrixError, write_array, write_csr
+from recs.slim import budget, gram, solver, streamed
+from recs.slim.ranked import Ranked, item_counts, open_ranked
+from recs.slim.source import Gram, tail_starts
+from recs.slim.streamed import StreamedProblem
+from recs.slim.tasks import FITS_SCHEMA, fits_batch, start_weights
 from recs.storage import join
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-    Task = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+    from recs.slim.tasks import Task
 
-#: Largest Gram that is written as one dense file and mapped by every host.
-MEMORY_BUDGET_BYTES = 4 * 2**30
+log = logging.getLogger("recs")
+
+#: Memory of a host, unless told otherwise.
+MEMORY_BUDGET_BYTES = 2**30
 
 #: Items that a task solves between two batches of results.
 _ITEMS_A_BATCH = 2048
 
-_FITS_SCHEMA = (
-    "item_id int, neighbours array<int>, weights array<float>, iterations int, nonzeros int, "
-    "kkt_residual double, objective double, converged boolean"
-)
+#: Bytes of a block of the Gram's rows, about; a task holds one.
+_BLOCK_BYTES = 32 * 2**20
 
 
 class NotConverged(RuntimeError):
@@ -42,30 +49,28 @@ class NotConverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Problem:
-    """A prepared matrix, to be solved for any (λ, β): small, picklable, all arrays in files.
+    """A prepared matrix, to be solved for any options: small, picklable, all arrays in files.
 
-    ``by_item`` is A's CSC; ``by_user``, its CSR, is there where the Gram needs it; ``gram`` names
-    the blocks of G's rows in ``gram_folder``, and is None when G is computed on the fly.
+    ``gram`` names the blocks of rows in ``gram_folder`` of the table of the ``head`` most popular
+    items. Working sets have at most ``max_working_set`` items.
     """
 
     num_users: int
     num_items: int
     by_item: CsrFiles
-    by_user: CsrFiles | None
+    head: int
     gram_folder: str
-    gram: tuple[str, ...] | None
+    gram: tuple[str, ...]
+    max_working_set: int
 
 
 def fit(
     interactions: DataFrame,
     work_folder: str,
+    options: solver.Options,
     *,
     num_users: int,
     num_items: int,
-    l1: float,
-    l2: float,
-    tolerance: float = 1e-6,
-    max_iterations: int = 10_000,
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
     warm_start: DataFrame | None = None,
     blocks: int | None = None,
@@ -76,8 +81,8 @@ def fit(
     ----------
     interactions, work_folder, num_users, num_items, memory_budget_bytes
         As for :func:`prepare`.
-    l1, l2, tolerance, max_iterations
-        As for :func:`solve`.
+    options
+        λ, β and how exactly to solve.
     warm_start
         item_id int, neighbour_id int, weight float: earlier weights of the same items.
     blocks
@@ -90,6 +95,7 @@ def fit(
         num_users=num_users,
         num_items=num_items,
         memory_budget_bytes=memory_budget_bytes,
+        max_neighbours=options.max_neighbours,
         blocks=blocks,
     )
     start = None
@@ -97,16 +103,7 @@ def fit(
         start = write_weights(
             warm_start, join(work_folder, "warm_start"), num_items=num_items, blocks=blocks
         )
-    return solve(
-        spark,
-        problem,
-        l1=l1,
-        l2=l2,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        warm_start=start,
-        blocks=blocks,
-    )
+    return solve(spark, problem, options, warm_start=start, blocks=blocks)
 
 
 def prepare(
@@ -116,22 +113,28 @@ def prepare(
     num_users: int,
     num_items: int,
     memory_budget_bytes: int = MEMORY_BUDGET_BYTES,
+    max_neighbours: int | None = None,
     blocks: int | None = None,
-) -> Problem:
-    """Write what every solve of one training set shares: A and, where it fits, G = AᵀA.
+) -> Problem | StreamedProblem:
+    """Write what every solve of one training set shares: A, and G of its most popular items.
+
+    An A that does not fit a host is written too if ``max_neighbours`` is given; it is then solved
+    by :mod:`recs.slim.streamed`.
 
     Parameters
     ----------
     interactions
         user_id int, item_id int and, unless A is binary, value ≥ 0, of which a pair's are summed.
-        It is read once or twice.
     work_folder
         Path or URI that all hosts see, for this problem alone; to be kept until the last solve.
     num_users, num_items
-        M and N: ids are below.
+        U and N: ids are below.
     memory_budget_bytes
-        Largest dense G, of N² entries of 2 bytes (binary A, fewer than 65,536 users) or 4; a
-        larger one is never made, and the solver computes what it needs of it from A.
+        What the Python workers of one host may hold together, see :func:`recs.slim.budget.plan`:
+        A by item and by user, the table of G, and each worker's own arrays. (An idle worker's some
+        100 MiB of interpreter and libraries, and the weights of a warm start, come on top.)
+    max_neighbours
+        That of the options that it will be solved with.
     blocks
         Tasks of each step; by default ``spark.sql.shuffle.partitions``.
 
@@ -139,18 +142,25 @@ def prepare(
     ------
     MatrixError
         If ids or values make no matrix, or a value is negative.
+    BudgetError
+        If A does not fit the budget, and ``max_neighbours`` is None.
     """
     spark = interactions.sparkSession
     blocks = blocks or _default_blocks(spark)
+    weighted = "value" in interactions.columns
+    if weighted:
+        from pyspark.sql import functions as F
+
+        # No value is as none; what is null or not a number is left in, to be refused by name.
+        interactions = interactions.where(F.col("value").isNull() | (F.col("value") != 0))
 
     def write(folder: str, row: str, column: str, shape: tuple[int, int]) -> CsrFiles:
-        path = join(work_folder, folder)
         return write_csr(
             interactions,
-            path,
+            join(work_folder, folder),
             row=row,
             column=column,
-            value="value" if "value" in interactions.columns else None,
+            value="value" if weighted else None,
             shape=shape,
             merge_repeats=True,
             blocks=blocks,
@@ -158,49 +168,67 @@ def prepare(
 
     by_item = write("by_item", "item_id", "user_id", (num_items, num_users))
     manifest = by_item.manifest
-    if manifest["least"] < 0:
+    if manifest["least"] <= 0:
         raise MatrixError(
             f"column 'value' goes down to {manifest['least']:g}; SLIM takes values ≥ 0: leave "
             "negative feedback out"
         )
-    binary = manifest["dtype"] is None
-    dense = num_items**2 * gram.gram_dtype(num_users, binary).itemsize <= memory_budget_bytes
-    bits = dense and gram.prefer_bits(num_users, num_items, manifest["nnz"], binary)
-    by_user = None if bits else write("by_user", "user_id", "item_id", (num_users, num_items))
+    counts, binary = item_counts(by_item), manifest["dtype"] is None
+    workers = budget.workers_a_host(spark)
+    try:
+        plan = budget.plan(counts, num_users, binary, budget=memory_budget_bytes, workers=workers)
+    except budget.BudgetError:
+        if max_neighbours is None:
+            raise
+        by_user = write("by_user", "user_id", "item_id", (num_users, num_items))
+        size = streamed.plan(by_item, by_user, max_neighbours, share=memory_budget_bytes // workers)
+        log.info("slim: no host holds the matrix", extra={"table_items": size})
+        return StreamedProblem(num_users, num_items, by_item, by_user, work_folder, size)
+    log.info(
+        "slim: a host holds the matrix",
+        extra={"entries": manifest["nnz"], "workers": workers} | dataclasses.asdict(plan),
+    )
+    in_head = int(np.sort(counts)[len(counts) - plan.head :].sum())
+    bits = gram.prefer_bits(num_users, plan.head, in_head, binary)
+    bits = bits and workers * num_users * plan.head // 8 <= memory_budget_bytes - plan.matrix_bytes
     folder = join(work_folder, "gram")
-    shards = _write_gram(spark, folder, by_item, by_user, blocks) if dense else None
-    return Problem(num_users, num_items, by_item, by_user, folder, shards)
+    return Problem(
+        num_users,
+        num_items,
+        by_item,
+        plan.head,
+        folder,
+        _write_gram(
+            spark, folder, by_item, plan, bits, max(blocks, plan.table_bytes // _BLOCK_BYTES)
+        ),
+        plan.max_working_set,
+    )
 
 
 def solve(
     spark: SparkSession,
-    problem: Problem,
+    problem: Problem | StreamedProblem,
+    options: solver.Options,
     *,
-    l1: float,
-    l2: float,
-    tolerance: float = 1e-6,
-    max_iterations: int = 10_000,
     warm_start: CsrFiles | None = None,
     blocks: int | None = None,
 ) -> DataFrame:
     """Return one row an item: its weights and how well they solve its problem.
 
-    The objective is that of :mod:`recs.slim.solver`; item i is in task i mod ``blocks``, so that
-    popular items, which cost most, are spread. The result is lazy: each action on it solves anew,
-    so persist it where it is read twice, as for :func:`require_converged` and a table.
+    The objective is that of :mod:`recs.slim.solver`; the item of popularity rank k is in task k mod
+    ``blocks``, so that popular items, which cost most, are spread. The result is lazy: each action
+    on it solves anew, so persist it where it is read twice, as for :func:`require_converged` and a
+    table.
 
     Parameters
     ----------
     problem
         From :func:`prepare`.
-    l1, l2
-        λ and β.
-    tolerance
-        Largest KKT residual, relative, that counts as converged.
-    max_iterations
-        Passes over an item's working set after which it is given up.
+    options
+        λ, β and how exactly to solve; with a ``warm_tolerance``, items whose earlier weights still
+        solve their problem that well keep them, in 0 iterations.
     warm_start
-        From :func:`write_weights`; it saves time and changes no weight beyond the tolerance.
+        From :func:`write_weights`.
     blocks
         Tasks; by default ``spark.sql.shuffle.partitions``.
 
@@ -211,16 +239,15 @@ def solve(
         nonzeros int, kkt_residual double (relative), objective double, converged boolean. Items
         without an event have empty arrays.
     """
+    options.check()
     blocks = min(blocks or _default_blocks(spark), problem.num_items)
-    options: dict[str, Any] = {
-        "l1": l1,
-        "l2": l2,
-        "tolerance": tolerance,
-        "max_iterations": max_iterations,
-    }
-    solver.check_options(**options)
+    if isinstance(problem, StreamedProblem):
+        return streamed.solve(spark, problem, options, warm_start=warm_start, blocks=blocks)
+    options = options._replace(
+        max_working_set=min(options.max_working_set, problem.max_working_set)
+    )
     task = _solving(problem, warm_start, blocks, options)
-    return spark.range(0, blocks, 1, blocks).mapInArrow(task, _FITS_SCHEMA)
+    return spark.range(0, blocks, 1, blocks).mapInArrow(task, FITS_SCHEMA)
 
 
 def write_weights(
@@ -250,25 +277,32 @@ def item_weights(fits: DataFrame) -> DataFrame:
     )
 
 
-def require_converged(fits: DataFrame) -> None:
-    """Refuse weights that are no solution.
+def require_converged(fits: DataFrame) -> int:
+    """Refuse weights that are no solution; return the number of items that took an iteration.
+
+    The others kept the weights that they had, or have none.
 
     Raises
     ------
     NotConverged
-        If an item's KKT residual is above the tolerance that it was solved to.
+        If an item's KKT residual is above the tolerance that it was solved to, or for weights of a
+        warm start, that they were kept with.
     """
     from pyspark.sql import functions as F
 
-    found = fits.where(~F.col("converged")).agg(
-        F.count("*").alias("items"), F.max("kkt_residual").alias("worst")
-    )
-    items, worst = found.collect()[0]
+    failed = ~F.col("converged")
+    items, worst, solved = fits.agg(
+        F.count_if(failed),
+        F.max(F.when(failed, F.col("kkt_residual"))),
+        F.count_if(F.col("iterations") > 0),
+    ).collect()[0]
     if items:
         raise NotConverged(
             f"{items} items have not converged, their worst KKT residual is {worst:.2g}; raise "
-            "max_iterations, or l2, which conditions the problem, or the tolerance"
+            "max_iterations, or l2, which conditions the problem, or the tolerance; an item with "
+            "thousands of weights may need a larger l1, max_neighbours, or memory_budget_mb"
         )
+    return solved
 
 
 def _default_blocks(spark: SparkSession) -> int:
@@ -276,20 +310,29 @@ def _default_blocks(spark: SparkSession) -> int:
 
 
 def _write_gram(
-    spark: SparkSession, folder: str, by_item: CsrFiles, by_user: CsrFiles | None, blocks: int
+    spark: SparkSession,
+    folder: str,
+    by_item: CsrFiles,
+    plan: budget.Plan,
+    bits: bool,
+    blocks: int,
 ) -> tuple[str, ...]:
-    """Write G by blocks of rows, one a task, and return the names of the blocks in order."""
+    """Write the table by blocks of rows, one a task, and return their names in order."""
+    head = plan.head
+    if head == 0:
+        return ()
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         for batch in batches:
             for block in batch.column(0).to_pylist():
-                items = by_item.open()
+                ranked = open_ranked(by_item)
+                items = _first_rows(ranked.by_item, head)
                 start, stop = gram.row_blocks(items, blocks)[block : block + 2]
                 if start == stop:
                     continue
-                rows = gram.gram_rows(items, by_user.open() if by_user else None, start, stop)
+                rows = gram.gram_rows(items, None if bits else ranked.by_user, start, stop)
                 name = f"{start:010d}-{uuid.uuid4().hex}.npy"  # an attempt's own, in row order
                 write_array(folder, name, rows)
                 yield pa.RecordBatch.from_pydict({"name": [name]})
@@ -298,66 +341,53 @@ def _write_gram(
     return tuple(sorted(row["name"] for row in written))
 
 
+def _first_rows(matrix: Csr, count: int) -> Csr:
+    return Csr(matrix.indptr[: count + 1], matrix.indices, matrix.data, (count, matrix.shape[1]))
+
+
 def _solving(
-    problem: Problem, warm_start: CsrFiles | None, blocks: int, options: dict[str, Any]
+    problem: Problem, warm_start: CsrFiles | None, blocks: int, options: solver.Options
 ) -> Task:
     """Return the task: numbers of blocks in, the fits of their items out."""
 
     def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for block in batch.column(0).to_pylist():
-                source, diagonal = _open(problem)
+                ranked, source = _open(problem)
                 items = np.arange(block, problem.num_items, blocks, dtype=np.int32)
                 for first in range(0, len(items), _ITEMS_A_BATCH):
                     some = items[first : first + _ITEMS_A_BATCH]
-                    start = _rows(warm_start, some) if warm_start else None
-                    solution = solver.solve(source, diagonal, some, warm_start=start, **options)
-                    yield _fits(some, solution, options["tolerance"])
+                    start = None
+                    if warm_start:
+                        start = start_weights(warm_start, ranked.ids[some])
+                        start = start._replace(neighbours=ranked.ranks[start.neighbours])
+                    solution = solver.solve(
+                        source,
+                        ranked.diagonal,
+                        some,
+                        options,
+                        warm_start=start,
+                        ids=ranked.ids,
+                    )
+                    yield fits_batch(ranked.ids, some, solution, options)
 
     return task
 
 
-def _open(problem: Problem) -> tuple[solver.DenseGram | solver.SparseGram, np.ndarray]:
-    by_item = problem.by_item.open()
-    diagonal = gram.diagonal(by_item)
-    if problem.gram is not None:
-        return solver.DenseGram(gram.open_gram(problem.gram_folder, problem.gram)), diagonal
-    assert problem.by_user is not None, "a problem without a Gram has A by user"
-    by_user = problem.by_user.open()
+@functools.lru_cache(maxsize=1)
+def _open(problem: Problem) -> tuple[Ranked, Gram]:
+    """Map a problem's arrays; a worker keeps the newest problem's from task to task."""
+    ranked = open_ranked(problem.by_item)
+    items, users = ranked.by_item, ranked.by_user
     none = np.empty(0, np.float32)
-    return solver.SparseGram(
-        by_user.indptr,
-        by_user.indices,
-        none if by_user.data is None else by_user.data,
-        by_item.indptr,
-        by_item.indices,
-        none if by_item.data is None else by_item.data,
-    ), diagonal
-
-
-def _rows(files: CsrFiles, items: np.ndarray) -> solver.Weights:
-    """Return the rows ``items`` of a matrix of weights."""
-    matrix = files.open()
-    lengths = matrix.indptr[items + 1] - matrix.indptr[items]
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    places = np.arange(offsets[-1]) + np.repeat(matrix.indptr[items] - offsets[:-1], lengths)
-    ones = np.ones(len(places), np.float32)
-    weights = ones if matrix.data is None else matrix.data[places]
-    return solver.Weights(offsets, matrix.indices[places], weights)
-
-
-def _fits(items: np.ndarray, solution: solver.Solution, tolerance: float) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    offsets = pa.array(solution.offsets.astype(np.int32))
-    columns = {
-        "item_id": pa.array(items),
-        "neighbours": pa.ListArray.from_arrays(offsets, pa.array(solution.neighbours)),
-        "weights": pa.ListArray.from_arrays(offsets, pa.array(solution.weights)),
-        "iterations": pa.array(solution.iterations),
-        "nonzeros": pa.array(np.diff(solution.offsets).astype(np.int32)),
-        "kkt_residual": pa.array(solution.kkt_residual),
-        "objective": pa.array(solution.objective),
-        "converged": pa.array(solution.kkt_residual <= tolerance),
-    }
-    return pa.RecordBatch.from_pydict(columns)
+    source = Gram(
+        gram.open_gram(problem.gram_folder, problem.gram),
+        users.indptr,
+        tail_starts(users.indptr, users.indices, problem.head),
+        users.indices,
+        none if users.data is None else users.data,
+        items.indptr,
+        items.indices,
+        none if items.data is None else items.data,
+    )
+    return ranked, source

@@ -23,9 +23,12 @@ from recs.matrix import Csr, map_cached, new_array, read_array
 WORDS_PER_ADDITION = 8
 
 
-def gram_dtype(num_users: int, binary: bool) -> np.dtype:
-    """Return the type of G's entries: exact counts where they fit 16 bits, else float32."""
-    return np.dtype(np.uint16 if binary and num_users < 2**16 else np.float32)
+def gram_dtype(most_users: int, binary: bool) -> np.dtype:
+    """Return the type of G's entries: exact counts where they fit 16 bits, else float32.
+
+    ``most_users`` is that of the item that has the most, or anything above.
+    """
+    return np.dtype(np.uint16 if binary and most_users < 2**16 else np.float32)
 
 
 def prefer_bits(num_users: int, num_items: int, nnz: int, binary: bool) -> bool:
@@ -49,10 +52,12 @@ def diagonal(by_item: Csr) -> np.ndarray:
 def gram_rows(by_item: Csr, by_user: Csr | None, start: int, stop: int) -> np.ndarray:
     """Return the rows start … stop − 1 of G, [stop − start, N].
 
-    ``by_user`` None asks for the bit way, which takes M N / 8 bytes beside the result.
+    ``by_user`` None asks for the bit way, which takes M N / 8 bytes beside the result. It may have
+    more items than ``by_item``, which then is of the first ones only.
     """
     num_items, num_users = by_item.shape
-    out = np.empty((stop - start, num_items), gram_dtype(num_users, by_item.data is None))
+    most_users = int(np.diff(by_item.indptr).max(initial=0))
+    out = np.empty((stop - start, num_items), gram_dtype(most_users, by_item.data is None))
     if by_user is None:
         _count_bits(_pack(by_item.indptr, by_item.indices, num_users), start, stop, out)
     else:
@@ -78,9 +83,11 @@ def row_blocks(by_item: Csr, blocks: int) -> list[int]:
     return [*bounds[:-1].tolist(), num_items]
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)  # a second one would stay in memory beside it
 def open_gram(folder: str, shards: tuple[str, ...]) -> np.ndarray:
-    """Map the whole G [N, N] into memory, put together once a host from blocks of rows."""
+    """Map G [N, N] into memory, put together once a host from blocks of rows; N = 0 if none."""
+    if not shards:
+        return np.empty((0, 0), np.float32)
 
     def build(target: Path) -> None:
         whole: Any = None
@@ -141,12 +148,11 @@ def _scatter(
         row[:] = 0.0
         for p in range(item_indptr[i], item_indptr[i + 1]):
             u = item_users[p]
-            if weighted:
-                value = np.float64(item_values[p])
-                for q in range(user_indptr[u], user_indptr[u + 1]):
-                    row[user_items[q]] += value * user_values[q]
-            else:
-                for q in range(user_indptr[u], user_indptr[u + 1]):
-                    row[user_items[q]] += 1.0
+            value = np.float64(item_values[p]) if weighted else 1.0
+            for q in range(user_indptr[u], user_indptr[u + 1]):
+                j = user_items[q]
+                if j >= len(row):
+                    break  # ascending: this and the rest are of the tail
+                row[j] += value * user_values[q] if weighted else 1.0
         for j in range(len(row)):
             out[i - start, j] = row[j]

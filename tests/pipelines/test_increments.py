@@ -33,33 +33,19 @@ def tables(lake: Lake) -> dict[str, list[str]]:
 def test_days_one_by_one_end_as_all_at_once(
     spark: SparkSession, configured: Callable[..., Config], delivery: Path, tmp_path: Path
 ) -> None:
-    daily = configured(*OVERRIDES, f"root={tmp_path}/daily")
-    prepare(daily)
-    users = {2: range(10, 34), 3: range(5, 12)}
-    for day in (2, 3):
-        deliver(delivery, day, users[day])
-        prepare(daily)
-    # A day once more under another name, and an event of a known user and item that comes late.
+    prepare(configured(*OVERRIDES, f"root={tmp_path}/daily", "run_id=first"))
+    # A day of old and new users, a day once more under another name, and an event that comes late.
+    deliver(delivery, 2, range(26, 34))
     events = delivery / "events"
     (events / "later.csv").write_text((events / "day-02.csv").read_text())
-    late = "u,i,t,e\nuser3,item5,2025-01-01T00:00:02Z,view\n"
-    (events / "late.csv").write_text(late)
-    lake = prepare(daily)
-    done = Ledger(lake).newest("sequences")
-    assert done is not None and not Ledger(lake).rows()[-1]["overwritten"]
+    (events / "late.csv").write_text("u,i,t,e\nuser3,item5,2025-01-01T00:00:02Z,view\n")
+    lake = prepare(configured(*OVERRIDES, f"root={tmp_path}/daily", "run_id=second"))
     at_once = prepare(configured(*OVERRIDES, f"root={tmp_path}/at_once"))
     assert tables(lake) == tables(at_once)
-    rebuilt = prepare(configured(*OVERRIDES, f"root={tmp_path}/daily", "rebuild=true"))
-    assert tables(rebuilt) == tables(at_once)
 
-
-def test_only_users_with_new_events_are_written_again(
-    spark: SparkSession, configured: Callable[..., Config], delivery: Path
-) -> None:
-    prepare(configured(*OVERRIDES, "run_id=first"))
-    deliver(delivery, 2, range(3, 5))
-    lake = prepare(configured(*OVERRIDES, "run_id=second"))
-    version = Ledger(lake).versions()[lake.key("sequences")]
-    rows = lake.load("sequences", version).join(lake.load("user_ids").drop("run_id"), "user_id")
-    written = {row["user"] for row in rows.where("run_id = 'second'").collect()}
-    assert written == {"user3", "user4"}
+    versions = Ledger(lake).versions()
+    users = lake.load("user_ids", versions["user_ids"]).select("user", "user_id")
+    for table in ("interactions", "sequences", "user_positives"):
+        rows = lake.load(table, versions[lake.key(table)]).where("run_id = 'second'")
+        written = {row["user"] for row in rows.join(users, "user_id").collect()}
+        assert written == {"user3", *(f"user{n}" for n in range(26, 34))}, table

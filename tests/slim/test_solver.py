@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from recs.slim import solver
-from recs.slim.solver import DenseGram, Solution, SparseGram, Weights
+from recs.slim.solver import Options, Solution, Weights
+from recs.slim.source import Gram, tail_starts
+
+#: Sizes of the table: no tail, no table, some of both, a table of all with A beside it.
+HEADS = [None, 0, 1, 12, 30]
 
 
 def matrix(weighted: bool, seed: int = 7, shape: tuple[int, int] = (80, 30)) -> np.ndarray:
@@ -19,7 +23,9 @@ def matrix(weighted: bool, seed: int = 7, shape: tuple[int, int] = (80, 30)) -> 
     return a * np.round(rng.uniform(0.5, 5, shape) * 2) / 2 if weighted else a
 
 
-def sparse_source(a: np.ndarray) -> SparseGram:
+def hybrid(a: np.ndarray, head: int) -> Gram:
+    """Return G with a table for the first ``head`` items only."""
+
     def rows(b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         lengths = (b > 0).sum(axis=1)
         r, c = np.nonzero(b)
@@ -27,14 +33,17 @@ def sparse_source(a: np.ndarray) -> SparseGram:
         values = np.empty(0) if binary else b[r, c]
         return np.r_[0, lengths.cumsum()], c.astype(np.int32), values.astype(np.float32)
 
-    return SparseGram(*rows(a), *rows(a.T))
+    indptr, items, values = rows(a)
+    table = (a.T @ a)[:head, :head].astype(np.float32)
+    return Gram(table, indptr, tail_starts(indptr, items, head), items, values, *rows(a.T))
 
 
-def solve(a: np.ndarray, l1: float, l2: float, *, sparse: bool = False, **options: Any) -> Solution:
+def solve(a: np.ndarray, l1: float, l2: float, *, head: int | None = None, **more: Any) -> Solution:
     gram = a.T @ a
-    source = sparse_source(a) if sparse else DenseGram(gram.astype(np.float32))
+    source = Gram(gram.astype(np.float32)) if head is None else hybrid(a, head)
     items = np.arange(a.shape[1], dtype=np.int32)
-    return solver.solve(source, np.diag(gram), items, l1=l1, l2=l2, **options)
+    given = {key: more.pop(key) for key in ("warm_start", "ids") if key in more}
+    return solver.solve(source, np.diag(gram), items, Options(l1, l2, **more), **given)
 
 
 def dense(solution: Solution, num_items: int) -> np.ndarray:
@@ -45,14 +54,17 @@ def dense(solution: Solution, num_items: int) -> np.ndarray:
     return w
 
 
-def oracle(a: np.ndarray, i: int, l1: float, l2: float) -> np.ndarray:
+def oracle(
+    a: np.ndarray, i: int, l1: float, l2: float, allowed: list[int] | None = None
+) -> np.ndarray:
     """Coordinate descent over the users themselves, every item in turn, until nothing moves."""
+    allowed = list(range(a.shape[1])) if allowed is None else allowed
     w = np.zeros(a.shape[1])
     norms = np.square(a).sum(axis=0)
     residual = a[:, i].copy()
     for _ in range(5000):
         before = w.copy()
-        for j in range(a.shape[1]):
+        for j in allowed:
             if j == i or norms[j] == 0:
                 continue
             new = max(0.0, (a[:, j] @ residual + norms[j] * w[j] - l1) / (norms[j] + l2))
@@ -67,14 +79,14 @@ def objective(a: np.ndarray, i: int, w: np.ndarray, l1: float, l2: float) -> flo
     return 0.5 * np.square(a[:, i] - a @ w).sum() + l1 * np.abs(w).sum() + l2 / 2 * w @ w
 
 
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("l1", "l2"), [(1.0, 1.0), (0.0, 3.0), (6.0, 0.5)])
 def test_against_plain_coordinate_descent(
-    sparse: bool, weighted: bool, l1: float, l2: float
+    head: int | None, weighted: bool, l1: float, l2: float
 ) -> None:
     a = matrix(weighted)
-    found = solve(a, l1, l2, sparse=sparse, tolerance=1e-8)
+    found = solve(a, l1, l2, head=head, tolerance=1e-8)
     w = dense(found, a.shape[1])
     for i in range(a.shape[1]):
         expected = oracle(a, i, l1, l2)
@@ -83,12 +95,12 @@ def test_against_plain_coordinate_descent(
     assert found.kkt_residual.max() <= 1e-8
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_optimality_conditions_where_the_working_set_grows(sparse: bool) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_optimality_conditions_where_the_working_set_grows(head: int | None) -> None:
     """More neighbours than a working set starts with, and their conditions checked from A."""
     a = matrix(False, seed=3, shape=(400, 150))
     l1, l2 = 0.05, 20.0
-    found = solve(a, l1, l2, sparse=sparse, tolerance=1e-6)
+    found = solve(a, l1, l2, head=head, tolerance=1e-6)
     assert np.diff(found.offsets).max() > solver.WORKING_SET
     w = dense(found, a.shape[1])
     r = (a.T @ (a - a @ w.T)).T - l1 - l2 * w  # [i, j]
@@ -116,12 +128,12 @@ def test_screening_is_exact_at_its_threshold() -> None:
     assert len(solve(a, 1.999, 0).weights) == 2
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_a_warm_start_changes_the_time_only(sparse: bool) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_a_warm_start_changes_the_time_only(head: int | None) -> None:
     a = matrix(True)
-    cold = solve(a, 1, 1, sparse=sparse, tolerance=1e-8)
+    cold = solve(a, 1, 1, head=head, tolerance=1e-8)
     again = solve(
-        a, 1, 1, sparse=sparse, tolerance=1e-8, warm_start=Weights(*cold[:3]), max_iterations=50
+        a, 1, 1, head=head, tolerance=1e-8, warm_start=Weights(*cold[:3]), max_iterations=50
     )
     rng = np.random.default_rng(0)
     everything = np.tile(np.arange(a.shape[1], dtype=np.int32), a.shape[1])
@@ -130,11 +142,66 @@ def test_a_warm_start_changes_the_time_only(sparse: bool) -> None:
         everything,
         rng.random(len(everything)).astype(np.float32),
     )
-    wild = solve(a, 1, 1, sparse=sparse, tolerance=1e-8, warm_start=anything)
+    wild = solve(a, 1, 1, head=head, tolerance=1e-8, warm_start=anything)
     for other in (again, wild):
         np.testing.assert_array_equal(other.neighbours, cold.neighbours)
         np.testing.assert_allclose(other.weights, cold.weights, atol=1e-6)
     assert again.iterations.sum() < cold.iterations.sum() / 2
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "cooccurrence"])
+def test_neighbours_are_picked_among_the_most_similar(
+    head: int | None, weighted: bool, similarity: solver.Similarity
+) -> None:
+    a = matrix(weighted)
+    a[:, 9] = a[:, 20]  # equally similar to all: the lower id is the nearer one
+    l1, l2, most = 1.0, 2.0, 4
+    gram = a.T @ a
+    ids = np.random.default_rng(0).permutation(a.shape[1]).astype(np.int32)
+    options: dict[str, Any] = {"max_neighbours": most, "similarity": similarity, "ids": ids}
+    found = solve(a, l1, l2, head=head, tolerance=1e-8, **options)
+    w = dense(found, a.shape[1])
+    for i in range(a.shape[1]):
+        able = [j for j in range(a.shape[1]) if j != i and gram[i, j] > l1]
+        alike = gram[i] ** 2 / np.diag(gram).clip(1) if similarity == "cosine" else gram[i]
+        allowed = sorted(able, key=lambda j: (-alike[j], ids[j]))[:most]
+        np.testing.assert_allclose(w[i], oracle(a, i, l1, l2, allowed), atol=2e-6)
+    assert (np.diff(found.offsets) <= most).all() and found.kkt_residual.max() <= 1e-8
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_weights_that_still_solve_are_kept(head: int | None) -> None:
+    a = matrix(False, shape=(300, 30))
+    old = Weights(*solve(a, 2, 2, head=head)[:3])
+    more = np.maximum(a, matrix(False, seed=8, shape=(300, 30)) * (np.arange(300) < 4)[:, None])
+    full = solve(more, 2, 2, head=head)
+    warm = solve(more, 2, 2, head=head, warm_start=old, warm_tolerance=0.02)
+    kept = warm.iterations == 0
+    assert kept[np.diff(full.offsets) > 0].sum() > 0 and not kept.all()
+    assert warm.kkt_residual[~kept].max() <= 1e-6 < warm.kkt_residual[kept].max() <= 0.02
+    w, expected, before = (dense(x, 30) for x in (warm, full, Solution(*old, *full[3:])))
+    np.testing.assert_array_equal(w[kept], before[kept])
+    np.testing.assert_allclose(w[~kept], expected[~kept], atol=1e-5)
+    assert warm.objective.sum() == pytest.approx(full.objective.sum(), rel=1e-3)
+
+
+def test_a_weight_that_may_not_be_is_not_kept() -> None:
+    """Item 1 is shared with item 0 by two users, of which λ = 2 leaves nothing."""
+    a = np.array([[1, 1], [1, 1], [1, 0]], np.float64)
+    old = Weights(np.array([0, 1, 1]), np.array([1], np.int32), np.array([0.1], np.float32))
+    found = solve(a, 2, 0, warm_start=old, warm_tolerance=0.9)
+    assert len(found.weights) == 0 and found.kkt_residual.max() == 0
+
+
+def test_a_working_set_stays_in_its_bounds() -> None:
+    a = matrix(False, seed=3, shape=(400, 150))
+    free = solve(a, 0.05, 20)
+    bounded = solve(a, 0.05, 20, max_working_set=40)
+    many = np.diff(free.offsets) > 40
+    assert many.any() and (bounded.kkt_residual[many] > 1e-6).all()
+    assert np.diff(bounded.offsets).max() <= 40
 
 
 def test_16_bit_counts_give_what_floats_give() -> None:
@@ -142,7 +209,7 @@ def test_16_bit_counts_give_what_floats_give() -> None:
     gram = a.T @ a
     items = np.arange(a.shape[1])
     counts, floats = (
-        solver.solve(DenseGram(gram.astype(kind)), np.diag(gram), items, l1=1, l2=1)
+        solver.solve(Gram(gram.astype(kind)), np.diag(gram), items, Options(1, 1))
         for kind in (np.uint16, np.float32)
     )
     np.testing.assert_array_equal(counts.weights, floats.weights)
@@ -170,6 +237,9 @@ def test_options_that_make_no_sense() -> None:
         {"l2": float("nan")},
         {"tolerance": 0.0},
         {"max_iterations": 0},
+        {"warm_tolerance": 1.0},
+        {"max_neighbours": 0},
+        {"similarity": "jaccard"},
     ]
     for wrong in cases:
         with pytest.raises(ValueError, match=next(iter(wrong))):
