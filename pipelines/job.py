@@ -52,9 +52,9 @@ class Job:
         """Return a table as committed when the run began."""
         return self.run.read(table)
 
-    def write(self, table: str, df: DataFrame, how: Write = "overwrite") -> None:
-        """Write a table; seen by others when the run commits."""
-        self.run.write(table, df, how)
+    def write(self, table: str, df: DataFrame, how: Write = "overwrite") -> int:
+        """Write a table, seen by others when the run commits; return the rows written."""
+        return self.run.write(table, df, how)
 
     def persist(self, df: DataFrame) -> DataFrame:
         """Keep what ``df`` computes until the stage ends."""

@@ -34,15 +34,16 @@ def run_ingest(job: Job) -> None:
 
         def handle(batch: DataFrame, source=source) -> None:  # type: ignore[no-untyped-def]
             nonlocal counts
-            parsed = ingest.parse(batch, source, config.events, now=now).persist()
+            parsed = ingest.parse(batch, source, config.events, now=now)
             known = run.read("events") if run.rows_before("events") else None
             marked = ingest.mark_duplicates(parsed, source, known)
-            accepted, quarantine = ingest.split_accepted(marked)
-            job.write("events", accepted, "append")
-            counts += ingest.count(marked)
-            if counts.rejected:
+            accepted, rejected = ingest.split_accepted(marked)
+            quarantine = rejected.persist()
+            found = ingest.count(job.write("events", accepted, "append"), quarantine)
+            if found.rejected:
                 job.write("quarantine", quarantine, "append")
-            parsed.unpersist()
+            quarantine.unpersist()
+            counts += found
 
         folder = ingest.checkpoint_folder(checkpoints, path)
         ingest.each_new_batch(job.spark, source, path, folder, handle)

@@ -296,7 +296,7 @@ class Run:
     # -- writing --------------------------------------------------------------------------------
 
     def write(self, name: str, df: DataFrame, how: Write = "overwrite") -> int:
-        """Write ``df`` with this run's id in one Delta commit and return the version.
+        """Write ``df`` with this run's id in one Delta commit and return its rows.
 
         Parameters
         ----------
@@ -316,13 +316,14 @@ class Run:
         self.lake.save(name, df.withColumn("run_id", F.lit(self.run_id)), how, options=options)
         commit = self._own_commit(name, after=output.last)
         output.last = commit["version"]
+        rows = int(commit["operationMetrics"].get("numOutputRows", 0))
         output.writes += 1
-        output.rows += int(commit["operationMetrics"].get("numOutputRows", 0))
+        output.rows += rows
         output.overwritten |= how == "overwrite"
-        return output.last
+        return rows
 
     def replace(self, name: str, df: DataFrame, gone: DataFrame) -> int:
-        """Write ``df`` in place of the rows that match a row of ``gone``; return the version.
+        """Write ``df`` in place of the rows that match a row of ``gone``; return its rows.
 
         Parameters
         ----------

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs.config import Events, EventSource
-from recs.data.sources import LINE, MALFORMED, RAW, SOURCE, open_stream, rows
+from recs.data.sources import LINE, MALFORMED, RAW, SOURCE, once, open_stream, rows
 from recs.storage import join
 
 REASON = "_reason"
@@ -143,20 +143,25 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
         ("negative_weight", value < 0),
     ]
     reason = F.coalesce(*[F.when(condition, F.lit(name)) for name, condition in checks])
-    return df.select(
-        text(names.user).alias("user"),
-        text(names.item).alias("item"),
-        time.alias("timestamp"),
-        position.alias("position"),
-        kind.alias("event_type"),
-        (value * type_weight).alias("weight"),
-        positive.alias("positive"),
-        context.alias("context"),
+    event = {
+        "user": text(names.user),
+        "item": text(names.item),
+        "timestamp": time,
+        "position": position,
+        "event_type": kind,
+        "weight": value * type_weight,
+        "positive": positive,
+        "context": context,
+        REASON: reason,
+    }
+    typed = once(df, "_event", F.struct(*[column.alias(name) for name, column in event.items()]))
+    return typed.select(
+        *[F.col("_event").getField(name).alias(name) for name in event if name != REASON],
         F.lit(source.held_out).cast("string").alias("held_out"),
         F.col(SOURCE).alias("source"),
         F.col(LINE).alias("line"),
         F.col(RAW),
-        reason.alias(REASON),
+        F.col("_event").getField(REASON).alias(REASON),
     )
 
 
@@ -174,7 +179,7 @@ def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | N
     Parameters
     ----------
     parsed
-        Rows of :func:`parse`; read several times, so that it should be persisted.
+        Rows of :func:`parse`.
     source
         The event source.
     known
@@ -192,19 +197,20 @@ def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | N
         F.count("*").alias("_events"), F.max("_known").alias("_known")
     )
     shared = groups.where("_events > 1").select(*_FINGERPRINT, "_known").localCheckpoint()
-    if shared.isEmpty():
+    found = shared.count()
+    if not found:
         return parsed.drop(*_FINGERPRINT)
-    order = Window.partitionBy(*_FINGERPRINT).orderBy("source", "line")
-    suspects = good.join(shared, _FINGERPRINT).withColumn("_place", F.row_number().over(order))
-    repeats = F.col("_known") | (F.col("_place") > 1)
-    judged = suspects.withColumn(REASON, F.when(repeats, F.lit(DUPLICATE)))
-    parts = [
-        parsed.where(F.col(REASON).isNotNull()),
-        good.join(shared, _FINGERPRINT, "left_anti"),
-        judged,
-    ]
+    if found <= _MAX_BROADCAST:
+        shared = F.broadcast(shared)
+    first = F.min(F.struct("source", "line")).alias("_first")
+    kept = good.join(shared, _FINGERPRINT).groupBy(*_FINGERPRINT, "_known").agg(first)
+    if found <= _MAX_BROADCAST:
+        kept = F.broadcast(kept.localCheckpoint())
+    judged = parsed.join(kept, _FINGERPRINT, "left")
+    repeats = F.col("_known") | (F.struct("source", "line") != F.col("_first"))
+    reason = F.coalesce(F.col(REASON), F.when(repeats, F.lit(DUPLICATE)))
     columns = [name for name in parsed.columns if name not in _FINGERPRINT]
-    return reduce(DataFrame.union, [part.select(*columns) for part in parts])
+    return judged.withColumn(REASON, reason).select(*columns)
 
 
 #: Two 64-bit hashes of an event; that two of n events share both has odds of n² / 2¹²⁹.
@@ -243,6 +249,7 @@ def _in_days_of(events: DataFrame) -> Column:
 
 
 _MAX_RANGES = 32
+_MAX_BROADCAST = 1_000_000  # rows of some 100 bytes
 
 
 def split_accepted(marked: DataFrame) -> tuple[DataFrame, DataFrame]:
@@ -255,25 +262,19 @@ def split_accepted(marked: DataFrame) -> tuple[DataFrame, DataFrame]:
     return accepted, quarantine
 
 
-def count(marked: DataFrame) -> Counts:
-    """Count rows by reason, with one example each (the first by source and line)."""
+def count(accepted: int, quarantine: DataFrame) -> Counts:
+    """Count the rejected rows by reason, with the first example of each."""
     found = (
-        marked.groupBy(REASON)
-        .agg(
-            F.count("*").alias("rows"),
-            F.min(F.struct("source", "line", RAW)).alias("first"),
-        )
-        .orderBy(REASON)
+        quarantine.groupBy("reason")
+        .agg(F.count("*").alias("rows"), F.min(F.struct("source", "line", "raw")).alias("first"))
+        .orderBy("reason")
         .collect()
     )
-    accepted, rejected, examples = 0, {}, {}
+    rejected, examples = {}, {}
     for row in found:
-        if row[REASON] is None:
-            accepted = row["rows"]
-            continue
-        rejected[row[REASON]] = row["rows"]
+        rejected[row["reason"]] = row["rows"]
         where = f"{row['first']['source']} line {row['first']['line'] + 1}"
-        examples[row[REASON]] = f"{where}: {row['first'][RAW][:200]!r}"
+        examples[row["reason"]] = f"{where}: {row['first']['raw'][:200]!r}"
     return Counts(accepted, rejected, examples)
 
 

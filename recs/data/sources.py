@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -112,10 +112,19 @@ def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
         parsed = F.from_csv("value", ddl, options)
         if source.fields is None:
             lines = lines.where(F.col(LINE) > 0)
-    lines = lines.where(F.trim("value") != "").withColumn("_fields", parsed)
+    lines = once(lines.where(F.trim("value") != ""), "_fields", parsed)
     kept = [F.col("_fields").getField(name).alias(name) for name in columns]
     malformed = F.col("_fields").isNull() | F.col("_fields").getField(MALFORMED).isNotNull()
     return lines.select(*kept, F.col("value").alias(RAW), SOURCE, LINE, malformed.alias(MALFORMED))
+
+
+def once(df: DataFrame, name: str, column: Column) -> DataFrame:
+    """Add a column that is computed once a row, however many expressions and filters read it.
+
+    Spark copies an expression to all its uses, which parses a line anew for each of its fields; it
+    does not look through the generator that the column is put in here.
+    """
+    return df.withColumn(name, F.explode(F.array(column)))
 
 
 def _numbered(batch: DataFrame) -> DataFrame:
