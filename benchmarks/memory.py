@@ -35,11 +35,11 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(_PERIOD):
-            for name, size in _sizes().items():
+            for name, size in process_bytes().items():
                 self._peaks[name] = max(self._peaks[name], size)
 
 
-def _sizes() -> dict[str, int]:
+def process_bytes() -> dict[str, int]:
     """Return the bytes of the JVM started by this process, and of the Python processes below it."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}

@@ -10,8 +10,9 @@ A and the table of G are written, all items are solved, and the result is writte
 of 0 leaves its part out.
 
 - ``peak_gib`` is the proportional set size (PSS) of the Python workers together, mapped files
-  included, sampled while the job runs; ``idle_gib`` is what they take before any problem, with
-  NumPy, PyArrow and the compiled solver in them, and no part of ``budget_gib``.
+  included, sampled while the job runs. ``idle_gib`` is what they take before any problem, with
+  NumPy, PyArrow and the compiled solver in them: jobs get the budget less that, so that the peak is
+  to stay within ``budget_gib``.
 - ``objective_vs_dense`` is the objective of a sample of items relative to that of the dense solver:
   of each, G of all its candidates as a plain product, λ and β the same. For the smallest size the
   sample is every item.
@@ -21,13 +22,9 @@ of 0 leaves its part out.
 
 from __future__ import annotations
 
-import os
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 from common import arguments, report
+from memory import PeakMemory, process_bytes
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -46,8 +44,6 @@ from recs.slim.source import Gram
 
 CORES = 2
 L1, L2 = 5.0, 5.0
-#: Seconds between two looks at the workers' memory.
-PERIOD = 0.2
 #: Share of a day's events, and of its users.
 DAY_EVENTS, DAY_USERS = 0.03, 0.1
 #: Warm tolerances that are measured; the first is the default of ``slim.warm_tolerance``.
@@ -93,64 +89,6 @@ def generate(num_items: int, seed: int = 0) -> Log:
     pairs = np.unique(user * num_items + item)
     users, items = np.divmod(pairs, num_items)
     return Log(num_users, num_items, users.astype(np.int32), items.astype(np.int32))
-
-
-@dataclass
-class Memory:
-    """Largest PSS of the Python workers together, bytes, since the last :meth:`reset`."""
-
-    peak: int = 0
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    def reset(self) -> None:
-        self.peak = 0
-
-    def _watch(self) -> None:
-        while not self._ended.wait(PERIOD):
-            self.peak = max(self.peak, workers_pss())
-
-
-@contextmanager
-def watched() -> Iterator[Memory]:
-    memory = Memory()
-    thread = threading.Thread(target=memory._watch, daemon=True)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        memory._ended.set()
-        thread.join()
-
-
-def workers_pss() -> int:
-    """Return the proportional set size of the Python processes below this process's JVM."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            name, rest = (folder / "stat").read_text().rsplit(")", 1)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-        parents[int(folder.name)] = int(rest.split()[1])
-        names[int(folder.name)] = name.split("(", 1)[1]
-    total = 0
-    for process, name in names.items():
-        ancestor, below_jvm = parents[process], False
-        while ancestor in parents and ancestor != os.getpid():
-            below_jvm |= names[ancestor] == "java"
-            ancestor = parents[ancestor]
-        if ancestor == os.getpid() and below_jvm and name.startswith("python"):
-            total += _pss(process)
-    return total
-
-
-def _pss(process: int) -> int:
-    try:
-        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    line = next((line for line in rollup.splitlines() if line.startswith("Pss:")), "Pss: 0 kB")
-    return int(line.split()[1]) * 1024
 
 
 def run_job(
@@ -241,20 +179,21 @@ def main() -> None:
                 run_job(spark, first, folder / f"{session}-{kind}", bytes_given, max_neighbours=5)
             if session == "compiling":
                 spark.stop()
-        figures["idle_gib"] = workers_pss() / 2**30
+        idle = process_bytes()["python_workers"]
+        figures["idle_gib"] = idle / 2**30
+        allowed = budget - idle  # so that all that the workers take stays within the budget
 
         def measure(log: Log, **more: Any) -> DataFrame:
             name = name_of(log.num_items)
-            with watched() as memory:
-                fits, seconds = run_job(spark, log, folder / name, budget, **more)
+            with PeakMemory() as memory:
+                fits, seconds = run_job(spark, log, folder / name, allowed, **more)
             found = summary(fits)
             figures.update(
                 {
                     f"events_{name}": len(log.users),
                     f"seconds_{name}": seconds,
                     f"seconds_per_item_{name}": seconds / log.num_items,
-                    f"peak_gib_{name}": memory.peak / 2**30,
-                    f"peak_above_idle_gib_{name}": memory.peak / 2**30 - figures["idle_gib"],
+                    f"peak_gib_{name}": memory.gib["python_workers"],
                     f"budget_gib_{name}": budget / 2**30,
                     f"kkt_residual_{name}": found["kkt_residual"],
                     f"objective_{name}": found["objective"],
@@ -280,7 +219,7 @@ def main() -> None:
         if neighbours_items:
             measure(generate(neighbours_items), max_neighbours=max_neighbours)
         if warm_items:
-            figures |= warm_start(spark, generate(warm_items), folder / "warm", budget)
+            figures |= warm_start(spark, generate(warm_items), folder / "warm", allowed)
         spark.stop()
     report("slim_scale", figures, {})
 
@@ -289,13 +228,13 @@ def streamed(spark: SparkSession, log: Log, folder: Path, max_neighbours: int) -
     """Return what it costs to solve a log in half of the memory that it takes."""
     small = 4 * len(log.users) + 2**20  # it takes 8 bytes an entry, and O(U + N)
     more: dict[str, Any] = {"max_neighbours": max_neighbours, "blocks": 32}
-    with watched() as memory:
+    with PeakMemory() as memory:
         tight, longer = run_job(spark, log, folder / "tight", small, **more)
     roomy, seconds = run_job(spark, log, folder / "roomy", 2**30, **more)
     return {
         "streamed_items": log.num_items,
         "streamed_budget_gib": small / 2**30,
-        "streamed_peak_gib": memory.peak / 2**30,
+        "streamed_peak_gib": memory.gib["python_workers"],
         "streamed_seconds": longer,
         "streamed_seconds_in_memory": seconds,
         "streamed_objective_vs_in_memory": summary(tight)["objective"]

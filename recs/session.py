@@ -41,17 +41,27 @@ _EVERYWHERE = {
     # Batches for Python end by their rows alone: to end them by bytes, Spark asks every column for
     # its size after each row, which takes longer than the rest of the way.
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
+    # The JVM never compiles a method of more than 8,000 bytes: Spark then has to make smaller ones.
+    "spark.sql.codegen.hugeMethodLimit": "8000",
 }
+
+
+def _driver_gib() -> int:
+    """Return a quarter of the machine's memory: the rest is for Python workers and mapped files."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(2, min(16, memory // 2**32))
+
 
 # What suits one machine; a cluster's own settings are never touched.
 _LOCAL_CONF = {
     "spark.python.daemon.module": "recs.daemon",
-    "spark.driver.memory": "4g",
+    "spark.driver.memory": f"{_driver_gib()}g",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.sql.shuffle.partitions": str(os.cpu_count() or 2),
+    # Spark puts small partitions together again; large ones are sorted without spilling.
+    "spark.sql.shuffle.partitions": str(4 * (os.cpu_count() or 2)),
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
 }

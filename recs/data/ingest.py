@@ -223,7 +223,8 @@ def _with_fingerprint(events: DataFrame, by_line: bool) -> DataFrame:
     if by_line:
         values.append(F.col("line"))
     # The hash passes over nulls, so that which values are null has to be told.
-    nulls = F.concat(*[F.when(value.isNull(), "0").otherwise("1") for value in values])
+    flags = [F.when(value.isNull(), 1 << n).otherwise(0) for n, value in enumerate(values)]
+    nulls = reduce(Column.__add__, flags)
     first, second = (F.xxhash64(F.lit(salt), nulls, *values) for salt in (1, 2))
     return events.withColumns({_FINGERPRINT[0]: first, _FINGERPRINT[1]: second})
 

@@ -124,7 +124,9 @@ def once(df: DataFrame, name: str, column: Column) -> DataFrame:
     Spark copies an expression to all its uses, which parses a line anew for each of its fields; it
     does not look through the generator that the column is put in here.
     """
-    return df.withColumn(name, F.explode(F.array(column)))
+    # Computed in a projection of its own, which Spark compiles; a generator's own input it may not.
+    made = df.withColumn("_once", column)
+    return made.withColumn(name, F.explode(F.array("_once"))).drop("_once")
 
 
 def _numbered(batch: DataFrame) -> DataFrame:
