@@ -6,6 +6,7 @@ import json
 import logging
 from datetime import UTC
 
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -34,7 +35,9 @@ def run_ingest(job: Job) -> None:
 
         def handle(batch: DataFrame, source=source) -> None:  # type: ignore[no-untyped-def]
             nonlocal counts
+            # Parsed once and read four times; on disk, for memory is dearer.
             parsed = ingest.parse(batch, source, config.events, now=now)
+            parsed = parsed.persist(StorageLevel.DISK_ONLY)
             known = run.read("events") if run.rows_before("events") else None
             marked = ingest.mark_duplicates(parsed, source, known)
             accepted, rejected = ingest.split_accepted(marked)
@@ -43,6 +46,7 @@ def run_ingest(job: Job) -> None:
             if found.rejected:
                 job.write("quarantine", quarantine, "append")
             quarantine.unpersist()
+            parsed.unpersist()
             counts += found
 
         folder = ingest.checkpoint_folder(checkpoints, path)

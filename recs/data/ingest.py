@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs.config import Events, EventSource
-from recs.data.sources import LINE, MALFORMED, RAW, SOURCE, once, open_stream, rows
+from recs.data.sources import LINE, MALFORMED, RAW, SOURCE, is_text, once, open_stream, rows
 from recs.storage import join
 
 REASON = "_reason"
@@ -92,41 +92,44 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
     Returns
     -------
     DataFrame
-        Columns of table ``events`` but ``run_id``, ``_raw`` and ``_reason``.
+        Columns of table ``events`` but ``run_id``, ``_raw`` (null for acceptable rows of formats
+        other than text) and ``_reason``.
     """
     names = source.columns
-    roles = (
-        names.user,
-        names.item,
-        names.timestamp,
-        names.position,
-        names.event_type,
-        names.weight,
-    )
-    wanted = list(dict.fromkeys([name for name in roles if name] + names.context))
-    df = rows(batch, source, wanted)
+    roles = ("user", "item", "timestamp", "position", "event_type", "weight")
+    given = {role: name for role in roles if (name := getattr(names, role))}
+    df = rows(batch, source, list(dict.fromkeys([*given.values(), *names.context])))
+    trimmed = {role: F.trim(_column(name)) for role, name in given.items()}
+    df = _once(df, "_text", {role: F.when(text != "", text) for role, text in trimmed.items()})
 
-    def text(name: str | None) -> Column:
-        found = F.trim(_column(name)) if name else F.lit(None).cast("string")
-        return F.when(found != "", found)
+    def text(role: str) -> Column:
+        return F.col("_text").getField(role) if role in given else F.lit(None).cast("string")
 
-    time = _time(text(names.timestamp), source.timestamp_format)
-    position = text(names.position).try_cast("bigint")
-    kind = F.coalesce(text(names.event_type), F.lit(events.default_type))
-    value = F.coalesce(
-        text(names.weight).try_cast("double"), F.when(text(names.weight).isNull(), 1.0)
-    )
+    kind = F.coalesce(text("event_type"), F.lit(events.default_type))
+    value = F.coalesce(text("weight").try_cast("double"), F.when(text("weight").isNull(), 1.0))
+    type_weight, positive = _by_type(kind, events)
     context = (
         F.create_map(*[part for name in names.context for part in (F.lit(name), _column(name))])
         if names.context
         else F.lit(None).cast("map<string,string>")
     )
-    type_weight, positive = _by_type(kind, events)
+    typed = {
+        "timestamp": _time(text("timestamp"), source.timestamp_format),
+        "position": text("position").try_cast("bigint"),
+        "event_type": kind,
+        "value": value,
+        "type_weight": type_weight,
+        "positive": positive,
+        "context": context,
+    }
+    df = _once(df, "_typed", typed)
+    event = {name: F.col("_typed").getField(name) for name in typed}
+    time, value, type_weight = event["timestamp"], event.pop("value"), event.pop("type_weight")
     latest = now + timedelta(hours=events.allowed_skew_hours)
     checks: list[tuple[str, Column]] = [
         ("malformed", F.col(MALFORMED)),
-        ("null_user", text(names.user).isNull()),
-        ("null_item", text(names.item).isNull()),
+        ("null_user", text("user").isNull()),
+        ("null_item", text("item").isNull()),
     ]
     if names.timestamp:
         checks += [
@@ -135,7 +138,7 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
             ("future_time", time > _moment(latest)),
         ]
     if names.position:
-        checks.append(("bad_position", position.isNull()))
+        checks.append(("bad_position", event["position"].isNull()))
     checks += [
         ("unknown_event_type", type_weight.isNull()),
         ("bad_weight", value.isNull()),
@@ -143,26 +146,23 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
         ("negative_weight", value < 0),
     ]
     reason = F.coalesce(*[F.when(condition, F.lit(name)) for name, condition in checks])
-    event = {
-        "user": text(names.user),
-        "item": text(names.item),
-        "timestamp": time,
-        "position": position,
-        "event_type": kind,
-        "weight": value * type_weight,
-        "positive": positive,
-        "context": context,
-        REASON: reason,
-    }
-    typed = once(df, "_event", F.struct(*[column.alias(name) for name, column in event.items()]))
-    return typed.select(
-        *[F.col("_event").getField(name).alias(name) for name in event if name != REASON],
+    # Text is there anyhow; of other forms, only rejected rows are worth writing as text.
+    raw = F.col(RAW) if is_text(source) else F.when(reason.isNotNull(), F.col(RAW))
+    return df.select(
+        text("user").alias("user"),
+        text("item").alias("item"),
+        *[column.alias(name) for name, column in event.items()],
+        (value * type_weight).alias("weight"),
         F.lit(source.held_out).cast("string").alias("held_out"),
         F.col(SOURCE).alias("source"),
         F.col(LINE).alias("line"),
-        F.col(RAW),
-        F.col("_event").getField(REASON).alias(REASON),
+        raw.alias(RAW),
+        reason.alias(REASON),
     )
+
+
+def _once(df: DataFrame, name: str, columns: dict[str, Column]) -> DataFrame:
+    return once(df, name, F.struct(*[column.alias(key) for key, column in columns.items()]))
 
 
 def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | None) -> DataFrame:
@@ -254,11 +254,16 @@ _MAX_BROADCAST = 1_000_000  # rows of some 100 bytes
 
 
 def split_accepted(marked: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return the rows of tables ``events`` and ``quarantine``, without ``run_id``."""
+    """Return the rows of tables ``events`` and ``quarantine``, without ``run_id``.
+
+    A duplicate of another format than text is kept as the event that was read of it.
+    """
     accepted = marked.where(F.col(REASON).isNull()).drop(RAW, REASON)
-    rejected = marked.where(F.col(REASON).isNotNull())
-    quarantine = rejected.select(
-        F.col(RAW).alias("raw"), F.col(REASON).alias("reason"), "source", "line"
+    event = F.to_json(
+        F.struct(*[name for name in accepted.columns if name not in ("source", "line")])
+    )
+    quarantine = marked.where(F.col(REASON).isNotNull()).select(
+        F.coalesce(RAW, event).alias("raw"), F.col(REASON).alias("reason"), "source", "line"
     )
     return accepted, quarantine
 
