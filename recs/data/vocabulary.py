@@ -49,7 +49,8 @@ def new_ids(found: DataFrame, known: DataFrame | None, *, key: str, number: str)
         highest = known.agg(F.max(number)).collect()[0][0]
         start = 0 if highest is None else highest + 1
     hashed = ids.withColumn("_hash", F.xxhash64(key))
-    hashed = hashed.withColumn("_bucket", F.pmod("_hash", F.lit(_BUCKETS)))
+    # Read three times, and found by an aggregation of all that is new: once is enough.
+    hashed = hashed.withColumn("_bucket", F.pmod("_hash", F.lit(_BUCKETS))).localCheckpoint()
     sizes = hashed.groupBy("_day", "_bucket").agg(F.count("*").alias("_size"))
     before = Window.orderBy("_day", "_bucket").rowsBetween(Window.unboundedPreceding, -1)
     offset = F.coalesce(F.sum("_size").over(before), F.lit(0))

@@ -16,7 +16,8 @@ from recs.evaluation.sequentiality import Loss
 def test_rules_are_counted_from_raw_files(
     spark: SparkSession, delivery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [f"data={delivery}", f"root={tmp_path}/lake", "sequentiality.shuffles=2", "name=shop"]
+    given = [f"data={delivery}", f"root={tmp_path}/lake", "name=shop"]
+    given += ["sequentiality.shuffles=2", "sequentiality.min_count=2"]
     assert main(["sequentiality", "--config", str(delivery / "tiny.yaml"), *given, "--json"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     two, three = document["sequentiality"]
