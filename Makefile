@@ -41,7 +41,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-slim bench-evaluation
+bench: bench-slim bench-evaluation bench-sequences bench-slim_scale bench-increments bench-scaling
 
 bench-%: java $(INSTALLED).bench
 	$(BIN)/python benchmarks/$*.py $(ARGS)

@@ -37,7 +37,7 @@ EXTRAS = {
     "s3": ["s3fs>=2024.2"],
     "azure": ["adlfs>=2024.2"],
     # What the benchmarks compare with.
-    "bench": ["fastslim==0.3.0", "scikit-learn>=1.5,<2"],
+    "bench": ["duckdb>=1", "fastslim==0.3.0", "scikit-learn>=1.5,<2"],
     "dev": [
         "mypy>=1.10",
         "pytest>=8.2",
