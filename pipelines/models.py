@@ -72,17 +72,18 @@ def fit_slim(job: Job) -> None:
     settings = job.config.slim
     rows = histories.positives(job.read("interactions"), job.fit_splits, settings.values)
     warm = _weights(job) if settings.warm_start and job.run.has("item_weights") else None
+    num_items = job.num_items()
     fits = fit(
         rows,
         join(job.work_folder, "slim"),
         slim_options(settings),
         num_users=job.num_users(),
-        num_items=job.num_items(),
+        num_items=num_items,
         memory_budget_bytes=settings.memory_budget_mb * 2**20,
         warm_start=warm,
     ).persist()
     solved = require_converged(fits)
-    log.info("slim", extra={"items": job.num_items(), "solved": solved, "warm": warm is not None})
+    log.info("slim", extra={"items": num_items, "solved": solved, "warm": warm is not None})
     model = F.lit("slim")
     weights = item_weights(fits).withColumn("model", model)
     job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType
 
 from recs.config import NegativeRule, Negatives
-from recs.ranking.files import item_vector, load_array, save_array
+from recs.ranking.files import item_vector, load_array, write_arrays
 from recs.ranking.lists import read_column, read_lists, to_arrow
 from recs.sampling import EVENT, EXPLICIT, POSITIVES, EventStream, Groups, group_items
 from recs.sampling import Negatives as Drawn
@@ -166,11 +166,7 @@ def write_groups(
         columns.append("group")
     popular, alpha, ruled = config.sampler == "popularity", config.alpha, bool(config.rules)
 
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        received = [batch for batch in batches if batch.num_rows]
-        if not received:
-            return
-        table = pa.Table.from_batches(received)
+    def groups(table: pa.Table) -> dict[str, np.ndarray]:
         item_ids = table.column("item_id").to_numpy()
         listed, first = np.unique(item_ids, return_index=True)
         drawn = table.column("recommendable").fill_null(False).to_numpy()[first]
@@ -181,16 +177,12 @@ def write_groups(
         if ruled:
             grouped = table.filter(table.column("group").is_valid())
             pairs = grouped.column("item_id").to_numpy(), _numbered(grouped.column("group"))
-        made = group_items(weights, pairs)
-        paths = [save_array(part, folder, name) for name, part in made._asdict().items()]
-        yield pa.RecordBatch.from_pydict({"paths": [paths]})
+        return group_items(weights, pairs)._asdict()
 
-    # A repartition, not a coalesce: what makes the rows stays parallel.
-    rows = rows.select(*columns).repartition(1)
-    written = rows.mapInArrow(write, "paths array<string>").collect()
-    if not written:
+    paths = write_arrays(rows.select(*columns), folder, groups)
+    if not paths:
         raise ValueError("no negatives can be drawn: the catalogue is empty; run the split first")
-    return GroupFiles(tuple(written[0]["paths"]))
+    return GroupFiles(tuple(paths[name] for name in Groups._fields))
 
 
 def _numbered(names: pa.ChunkedArray) -> np.ndarray:

@@ -31,7 +31,7 @@ from numba import njit
 from recs.evaluation.bootstrap import SUMS, UNIT, Totals, estimate, replicate_means, total
 from recs.evaluation.grouping import by_user
 from recs.evaluation.ranks import METRICS
-from recs.ranking.files import ItemCatalogue, load_array, save_array
+from recs.ranking.files import ItemCatalogue, load_array, write_arrays
 from recs.ranking.lists import offsets_of, read_column
 
 if TYPE_CHECKING:
@@ -56,29 +56,22 @@ class ItemCategories:
 def write_categories(categories: DataFrame, folder: str, num_items: int) -> ItemCategories:
     """Write ``categories`` (item_id, category: a row each) under ``folder``, in one Spark task."""
 
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        received = [batch for batch in batches if batch.num_rows]
-        if not received:
-            return
-        table = pa.Table.from_batches(received)
+    def by_item(table: pa.Table) -> dict[str, np.ndarray]:
         item_ids = table.column("item_id").to_numpy()
         if not 0 <= item_ids.min() <= item_ids.max() < num_items:
             raise ValueError(f"categories have item ids outside 0 to {num_items - 1}")
         names, codes = np.unique(table.column("category").to_numpy(), return_inverse=True)
         pairs = np.unique(item_ids.astype(np.int64) * len(names) + codes)
         offsets = offsets_of(np.bincount(pairs // len(names), minlength=num_items))
-        yield pa.RecordBatch.from_pydict(
-            {
-                "offsets": [save_array(offsets, folder, "category-offsets")],
-                "codes": [save_array((pairs % len(names)).astype(np.int32), folder, "categories")],
-            }
-        )
+        return {
+            "category-offsets": offsets,
+            "categories": (pairs % len(names)).astype(np.int32),
+        }
 
-    rows = categories.select("item_id", "category").dropna().repartition(1)
-    written = rows.mapInArrow(write, "offsets string, codes string").collect()
-    if not written:
+    paths = write_arrays(categories.select("item_id", "category").dropna(), folder, by_item)
+    if not paths:
         raise ValueError("no item has a category; leave the categories out")
-    return ItemCategories(written[0]["offsets"], written[0]["codes"])
+    return ItemCategories(paths["category-offsets"], paths["categories"])
 
 
 def evaluate_lists(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -96,27 +96,43 @@ def write_vectors(
     """
     columns = dict(columns)
 
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        received = [batch for batch in batches if batch.num_rows]
-        if not received:
-            return
-        table = pa.Table.from_batches(received)
+    def vectors(table: pa.Table) -> dict[str, np.ndarray]:
         item_ids = table.column("item_id").to_numpy()
         for name in columns:
             if table.column(name).null_count:
                 raise ValueError(f"column {name} holds nulls; give every item a value")
-        vectors = {
+        return {
             name: item_vector(item_ids, table.column(name).to_numpy(), num_items, dtype)
             for name, dtype in columns.items()
         }
-        paths = {name: save_array(vector, folder, name) for name, vector in vectors.items()}
-        yield pa.RecordBatch.from_pydict({"name": list(paths), "path": list(paths.values())})
 
-    # A repartition, not a coalesce: what makes the frame stays parallel.
-    rows = frame.select("item_id", *columns).repartition(1)
-    written = rows.mapInArrow(write, "name string, path string").collect()
-    if not written:
+    paths = write_arrays(frame.select("item_id", *columns), folder, vectors)
+    if not paths:
         raise ValueError(f"no items to write columns {', '.join(columns)} of; the table is empty")
+    return paths
+
+
+def write_arrays(
+    rows: DataFrame, folder: str, make: Callable[[pa.Table], Mapping[str, np.ndarray]]
+) -> dict[str, str]:
+    """Write the arrays that ``make`` makes of all ``rows``, in one Spark task, not on the driver.
+
+    Returns
+    -------
+    dict
+        Name of each array to the URI of its ``.npy`` file under ``folder``; empty without rows.
+    """
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        received = [batch for batch in batches if batch.num_rows]
+        if not received:
+            return
+        arrays = make(pa.Table.from_batches(received))
+        paths = [save_array(array, folder, name) for name, array in arrays.items()]
+        yield pa.RecordBatch.from_pydict({"name": list(arrays), "path": paths})
+
+    # A repartition, not a coalesce: what makes the rows stays parallel.
+    written = rows.repartition(1).mapInArrow(write, "name string, path string").collect()
     return {row["name"]: row["path"] for row in written}
 
 
