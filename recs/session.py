@@ -57,7 +57,7 @@ _LOCAL_CONF = {
     "spark.python.daemon.module": "recs.daemon",
     "spark.driver.memory": f"{_driver_gib()}g",
     # Stages are long rows of short-lived objects, where pauses do not matter and throughput does.
-    "spark.driver.defaultJavaOptions": "-XX:+UseParallelGC",
+    "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
