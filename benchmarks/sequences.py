@@ -92,7 +92,7 @@ def main() -> None:
 
     overrides = f"sequences.length={LENGTH}", f"negatives.per_positive={PER_POSITIVE}"
     # A running session: workers are up, and what is compiled on first use is compiled.
-    write_log(work / "warm", replace(log, num_events=200_000, num_users=10_000))
+    write_log(work / "warm", replace(log, num_events=1_000_000, num_users=20_000))
     run_measured(configure(work / "warm", *overrides), MEASURED)
     shutil.rmtree(work / "warm")
 

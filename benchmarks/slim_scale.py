@@ -152,6 +152,29 @@ def name_of(num_items: int) -> str:
     return f"{num_items // 10**6}m" if num_items >= 10**6 else f"{num_items // 1000}k"
 
 
+def start_session(folder: Path) -> tuple[SparkSession, int]:
+    """Return a session whose workers are new and have loaded all code, and the bytes they take.
+
+    Workers keep the files of their last problem mapped, which would count with the next one's.
+    """
+    running = SparkSession.getActiveSession()
+    if running:
+        running.stop()
+    spark = get_session(
+        "slim_scale",
+        master=f"local[{CORES}]",
+        conf={
+            "spark.sql.shuffle.partitions": "8",
+            "spark.local.dir": str(folder / "local"),
+        },
+    )
+    small = generate(1000)
+    for bytes_given in (2**30, 350_000):  # held by a host, and streamed
+        with tempfile.TemporaryDirectory() as place:
+            run_job(spark, small, Path(place) / "small", bytes_given, max_neighbours=5)
+    return spark, process_bytes()["python_workers"]
+
+
 def main() -> None:
     given = arguments()
     sizes = [int(size) for size in given.get("items", "10000,100000,300000").split(",")]
@@ -164,27 +187,13 @@ def main() -> None:
     figures: dict[str, Any] = {"l1": L1, "l2": L2, "max_neighbours": max_neighbours}
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
-        first = generate(1000)
-        for session in ("compiling", "measured"):
-            spark = get_session(
-                "slim_scale",
-                master=f"local[{CORES}]",
-                conf={
-                    "spark.sql.shuffle.partitions": "8",
-                    "spark.local.dir": str(folder / "local"),
-                },
-            )
-            # Compiling takes memory that workers keep: those measured find all compiled.
-            for kind, bytes_given in (("held", budget), ("streamed", 350_000)):
-                run_job(spark, first, folder / f"{session}-{kind}", bytes_given, max_neighbours=5)
-            if session == "compiling":
-                spark.stop()
-        idle = process_bytes()["python_workers"]
-        figures["idle_gib"] = idle / 2**30
-        allowed = budget - idle  # so that all that the workers take stays within the budget
+        start_session(folder)  # whose workers compile, which takes memory that they keep
 
         def measure(log: Log, **more: Any) -> DataFrame:
             name = name_of(log.num_items)
+            spark, idle = start_session(folder)
+            # So that all that the workers take stays within the budget.
+            allowed = budget - idle
             with PeakMemory() as memory:
                 fits, seconds = run_job(spark, log, folder / name, allowed, **more)
             found = summary(fits)
@@ -193,6 +202,7 @@ def main() -> None:
                     f"events_{name}": len(log.users),
                     f"seconds_{name}": seconds,
                     f"seconds_per_item_{name}": seconds / log.num_items,
+                    f"idle_gib_{name}": idle / 2**30,
                     f"peak_gib_{name}": memory.gib["python_workers"],
                     f"budget_gib_{name}": budget / 2**30,
                     f"kkt_residual_{name}": found["kkt_residual"],
@@ -204,28 +214,30 @@ def main() -> None:
             return fits
 
         if streamed_items:
-            figures |= streamed(spark, generate(streamed_items), folder, max_neighbours)
+            figures |= streamed(generate(streamed_items), folder, max_neighbours)
         for size in filter(None, sizes):
             log = generate(size)
             fits = measure(log)
             rng = np.random.default_rng(0)
             sampled = rng.permutation(size)[: size if size == min(sizes) else num_sampled]
-            chosen = spark.createDataFrame(
-                pa.table({"item_id": sampled.astype(np.int32)}).to_pandas()
-            )
+            named = pa.table({"item_id": sampled.astype(np.int32)}).to_pandas()
+            chosen = get_session().createDataFrame(named)
             ours = fits.join(chosen, "item_id").agg(F.sum("objective")).collect()[0][0]
             dense = dense_objectives(log, sampled).sum()
             figures[f"objective_vs_dense_{name_of(size)}"] = ours / dense
         if neighbours_items:
             measure(generate(neighbours_items), max_neighbours=max_neighbours)
         if warm_items:
-            figures |= warm_start(spark, generate(warm_items), folder / "warm", allowed)
-        spark.stop()
+            spark, idle = start_session(folder)
+            log = generate(warm_items)
+            figures |= warm_start(spark, log, folder / "warm", budget - idle)
+        get_session().stop()
     report("slim_scale", figures, {})
 
 
-def streamed(spark: SparkSession, log: Log, folder: Path, max_neighbours: int) -> dict[str, Any]:
+def streamed(log: Log, folder: Path, max_neighbours: int) -> dict[str, Any]:
     """Return what it costs to solve a log in half of the memory that it takes."""
+    spark, idle = start_session(folder)
     small = 4 * len(log.users) + 2**20  # it takes 8 bytes an entry, and O(U + N)
     more: dict[str, Any] = {"max_neighbours": max_neighbours, "blocks": 32}
     with PeakMemory() as memory:
@@ -234,6 +246,7 @@ def streamed(spark: SparkSession, log: Log, folder: Path, max_neighbours: int) -
     return {
         "streamed_items": log.num_items,
         "streamed_budget_gib": small / 2**30,
+        "streamed_idle_gib": idle / 2**30,
         "streamed_peak_gib": memory.gib["python_workers"],
         "streamed_seconds": longer,
         "streamed_seconds_in_memory": seconds,

@@ -43,6 +43,8 @@ _EVERYWHERE = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
     # The JVM never compiles a method of more than 8,000 bytes: Spark then has to make smaller ones.
     "spark.sql.codegen.hugeMethodLimit": "8000",
+    # Drawn items hardly repeat within a page: looking each up in a dictionary only takes time.
+    "parquet.enable.dictionary#negatives.list.element": "false",
 }
 
 
@@ -110,7 +112,7 @@ def get_session(
     active = SparkSession.getActiveSession()
     if active is not None:
         for key, value in {**_EVERYWHERE, **(conf or {})}.items():
-            if active.conf.isModifiable(key):
+            if active.conf.isModifiable(key) or key.startswith("parquet."):
                 active.conf.set(key, value)
         return active
 
