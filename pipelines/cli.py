@@ -171,6 +171,9 @@ STAGE_COMMANDS = {
     "negatives": "Draw the negatives of every positive event.",
     "fit_popularity": "Count how popular items are.",
     "fit_slim": "Solve SLIM per item in parallel.",
+    "export": "Write the files that networks are trained on.",
+    "train": "Train networks through TorchDistributor.",
+    "embed": "Write the vectors of users and items that networks have learned.",
     "recommend": "Write the top items of every user.",
     "evaluate": "Rank held-out events and measure (mode backtest).",
 }
@@ -279,6 +282,7 @@ _TOLD_IN_A_LINE = {
     "NotConverged",
     "AnalysisException",
     "GateFailed",
+    "LaunchError",
 }
 
 if __name__ == "__main__":

@@ -151,6 +151,8 @@ EVALUATE = Stage(
         "item_ids",
         "popularity",
         "item_weights",
+        "item_embeddings",
+        "user_embeddings",
     ),
     writes=("ranks", "metrics", "metric_differences"),
     settings=("mode", "seed", "models", "evaluate", "recommend"),

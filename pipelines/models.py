@@ -1,6 +1,7 @@
 """Models in the pipeline: how each is fitted, and how its tables become a recommender again.
 
-The next model is one entry of :data:`MODELS`, and its name in ``recs.config.ModelName``.
+Networks are entries of :data:`recs.nn.models.MODELS`; another kind of model is one entry of
+:data:`MODELS` here, and its name in ``recs.config.MODEL_NAMES``.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from recs.config import Slim
+from pipelines.networks import TRAIN, open_network
+from recs.config import NETWORKS, Slim
 from recs.data import histories
 from recs.matrix import write_csr
 from recs.ranking.popularity import write_popularity
@@ -31,7 +34,8 @@ log = logging.getLogger("recs")
 class PipelineModel:
     """A model: the stage that fits it, and ``open``, which makes a recommender of its tables.
 
-    ``values`` tells what the model reads of a history: whether an item is there, or its weight.
+    ``values`` tells what the model reads of a history: whether an item is there, its weight, or
+    the vector that the network of this name has made of it.
     """
 
     name: str
@@ -122,6 +126,10 @@ def _weights(job: Job) -> DataFrame:
     return rows.select("item_id", "neighbour_id", "weight")
 
 
+def _name(name: str, job: Job) -> str:
+    return name
+
+
 _FIT_SETTINGS = ("mode", "seed", "split", "evaluate")
 
 MODELS: dict[str, PipelineModel] = {
@@ -151,6 +159,10 @@ MODELS: dict[str, PipelineModel] = {
             ),
             open_slim,
             values=lambda job: job.config.slim.values,
+        ),
+        *(
+            PipelineModel(name, TRAIN, partial(open_network, name), values=partial(_name, name))
+            for name in NETWORKS
         ),
     )
 }

@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
+from recs.config import NETWORKS
 from recs.data import entities, histories, ingest, split, vocabulary
 from recs.runs import Ledger
 from recs.storage import copy_tree, remove_tree
@@ -133,13 +134,31 @@ def run_split(job: Job) -> None:
 
 
 def read_histories(job: Job, values: str = "binary") -> DataFrame:
-    """Return what models read of each user, of the splits that they are fitted on."""
-    return histories.histories(
+    """Return what models read of each user, of the splits that they are fitted on.
+
+    Parameters
+    ----------
+    values
+        ``binary``, ``weight``, or the name of a network, whose vectors of users are added; a user
+        without one has no history to the network.
+    """
+    read = histories.histories(
         job.read("interactions"),
         job.fit_splits,
         "weight" if values == "weight" else "binary",
         exclude_seen=job.config.recommend.exclude_seen,
         shown=job.config.events.shown,
+    )
+    if values not in NETWORKS:
+        return read
+    embedded = job.read("user_embeddings").where(F.col("model") == values)
+    read = read.join(embedded.select("user_id", "vector"), "user_id", "left")
+    unread = F.col("vector").isNull()
+    return read.withColumns(
+        {
+            name: F.when(unread, F.array().cast(read.schema[name].dataType)).otherwise(F.col(name))
+            for name in ("history", "values")
+        }
     )
 
 

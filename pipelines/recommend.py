@@ -44,7 +44,16 @@ def run_recommend(job: Job) -> None:
 RECOMMEND = Stage(
     "recommend",
     "Write the top items of every user.",
-    reads=("interactions", "catalogue", "user_ids", "item_ids", "popularity", "item_weights"),
+    reads=(
+        "interactions",
+        "catalogue",
+        "user_ids",
+        "item_ids",
+        "popularity",
+        "item_weights",
+        "item_embeddings",
+        "user_embeddings",
+    ),
     writes=("recommendations",),
     settings=("mode", "models", "recommend", "evaluate"),
     work=run_recommend,

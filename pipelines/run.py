@@ -13,6 +13,7 @@ from pipelines.evaluate import EVALUATE
 from pipelines.examples import NEGATIVES, POSITIVES, SEQUENCES
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
+from pipelines.networks import EMBED, EXPORT, TRAIN
 from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.recommend import RECOMMEND
@@ -36,7 +37,9 @@ STAGES: dict[str, Stage] = {
         SEQUENCES,
         POSITIVES,
         NEGATIVES,
+        EXPORT,
         *(model.fit for model in MODELS.values()),
+        EMBED,
         RECOMMEND,
         EVALUATE,
         TUNE_SLIM,
@@ -66,14 +69,17 @@ class Outcome:
 
 def stages_of(config: Config) -> list[Stage]:
     """Return the stages of the whole pipeline: popularity is always fitted, as the fallback."""
-    fits = [
-        model.fit for name, model in MODELS.items() if name in config.models or name == "popularity"
-    ]
-    examples = [SEQUENCES] if config.sequences is not None else []
+    wanted = {INGEST, VOCABULARY, SPLIT, RECOMMEND}
+    wanted |= {MODELS[name].fit for name in ("popularity", *config.models)}
+    if config.sequences is not None:
+        wanted |= {SEQUENCES}
     if config.negatives is not None:
-        examples += [POSITIVES, NEGATIVES]
-    stages = [INGEST, VOCABULARY, SPLIT, *examples, *fits, RECOMMEND]
-    return [*stages, EVALUATE] if config.mode == "backtest" else stages
+        wanted |= {POSITIVES, NEGATIVES}
+    if TRAIN in wanted:
+        wanted |= {SEQUENCES, POSITIVES, EXPORT, EMBED}
+    if config.mode == "backtest":
+        wanted |= {EVALUATE}
+    return [stage for stage in STAGES.values() if stage in wanted]
 
 
 def open_lake(config: Config, *, verbose: bool = False) -> Lake:

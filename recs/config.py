@@ -12,22 +12,51 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection
 from datetime import datetime
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from recs.nn.models import MODELS
 from recs.storage import StorageError, check_uri, join, redact_text
+from recs.training.settings import Network, Processes
 
-ModelName = Literal["popularity", "slim"]
-MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
+#: Networks, and all models: those solved in Spark come first.
+NETWORKS: tuple[str, ...] = tuple(MODELS)
+MODEL_NAMES: tuple[str, ...] = ("popularity", "slim", *NETWORKS)
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run, with the key at fault and the mend."""
+
+
+def _one_of(names: Collection[str], what: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise ValueError(
+                f"no {what} is called {name!r}; the nearest is {near[0]!r}, all are "
+                f"{', '.join(names)}"
+            )
+        return name
+
+    return AfterValidator(check)
+
+
+ModelName = Annotated[str, _one_of(MODEL_NAMES, "model")]
+NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 
 
 class _Strict(BaseModel):
@@ -329,6 +358,22 @@ class Sequentiality(_Strict):
     shuffles: PositiveInt = 5
 
 
+class Export(_Strict):
+    """What networks are trained on, as files.
+
+    Attributes
+    ----------
+    lanes
+        Streams that the rows are dealt to; processes share them out, so a multiple of any number
+        of processes that will train on it. Batches are of as many rows of each.
+    validation_users
+        Users on whose validation events training is measured: all, or so many, by hash.
+    """
+
+    lanes: PositiveInt = 16
+    validation_users: PositiveInt = 20_000
+
+
 class Popularity(_Strict):
     """Popularity: positive events of an item, of all times or the last ``days``."""
 
@@ -408,6 +453,9 @@ class Config(_Strict):
     sequentiality: Sequentiality = Sequentiality()
     slim: Slim = Slim()
     popularity: Popularity = Popularity()
+    export: Export = Export()
+    networks: dict[NetworkName, Network] = {}
+    processes: Processes = Processes()
     recommend: Recommend = Recommend()
     evaluate: Evaluate = Evaluate()
     tune_slim: TuneSlim = TuneSlim()
@@ -417,6 +465,16 @@ class Config(_Strict):
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_are_named(cls, values: Any) -> Any:
+        """Give each network of ``models`` its section, so that settings are where one looks."""
+        models = values.get("models", []) if isinstance(values, dict) else []
+        names = models.split(",") if isinstance(models, str) else models
+        asked = [name.strip() for name in names]
+        known: dict[str, Any] = {name: {} for name in asked if name in NETWORKS}
+        return {**values, "networks": known | (values.get("networks") or {})} if known else values
 
     @model_validator(mode="after")
     def _event_types_are_known(self) -> Config:

@@ -62,6 +62,14 @@ class Location:
         folder = mode if table.scope == "mode" else "lake"
         return join(self.root, folder, table.name)
 
+    def training_set(self, mode: Mode, run_id: str) -> str:
+        """Return the folder of the training set that a run exports."""
+        return join(self.root, "training_sets", mode, run_id)
+
+    def model(self, mode: Mode, name: str, run_id: str) -> str:
+        """Return the folder that a run trains a network in."""
+        return join(self.root, "models", mode, name, run_id)
+
     def work(self, *parts: str) -> str:
         """Return a path for working files, outside every table."""
         return join(self.root, "_work", *parts)

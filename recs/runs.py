@@ -266,6 +266,11 @@ class Run:
         self._inputs[key] = self._committed[key]
         return self.lake.load(name, self._committed[key])
 
+    @property
+    def inputs(self) -> dict[str, int]:
+        """Version of each table read so far, by key."""
+        return dict(self._inputs)
+
     def read_new(self, name: str) -> DataFrame | None:
         """Return the rows of a table that were committed since this stage's last run.
 

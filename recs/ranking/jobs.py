@@ -5,7 +5,8 @@ Spark Connect and shared clusters. Users are scored in blocks whose scores stay 
 :data:`BLOCK_SCORES` numbers, whatever the number of items.
 
 Histories are a DataFrame of one row a user: user_id int, history array<int> (what models read),
-values array<float> (as long), seen array<int> (never to be recommended).
+values array<float> (as long), seen array<int> (never to be recommended); for embeddings also
+vector array<float>, the user's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ import pyarrow as pa
 
 from recs.ranking.files import ItemCatalogue
 from recs.ranking.kernels import gather, rank_among, rank_targets, top_k
-from recs.ranking.lists import Lists, blocks, offsets_of, read_column, read_lists, to_arrow
+from recs.ranking.lists import (
+    Lists,
+    blocks,
+    offsets_of,
+    read_column,
+    read_lists,
+    read_vectors,
+    to_arrow,
+)
 from recs.ranking.protocols import RankingProtocol, sampler_of
 from recs.ranking.scoring import Reasons, Recommender, Scorer, Scores, SparseScores
 
@@ -86,7 +95,7 @@ def recommend(
         backup = fallback.open() if fallback else None
         for batch in batches:
             user_ids = read_column(batch, "user_id")
-            history, seen = read_lists(batch, "history", "values"), read_lists(batch, "seen")
+            history, seen = _read_histories(batch), read_lists(batch, "seen")
             for start, stop in blocks(scorer.sizes(history) + k, BLOCK_SCORES):
                 users, read = user_ids[start:stop], history.rows(start, stop)
                 hidden = seen.rows(start, stop)
@@ -103,7 +112,7 @@ def recommend(
                     reasons = backup.reasons(read, lists, why)
                     yield _recommendations(model.name, users, lists, reasons, True)
 
-    return histories.select("user_id", "history", "values", "seen").mapInArrow(run, RECOMMENDATIONS)
+    return _select(histories, "seen").mapInArrow(run, RECOMMENDATIONS)
 
 
 def score(histories: DataFrame, model: Recommender) -> DataFrame:
@@ -127,7 +136,7 @@ def score(histories: DataFrame, model: Recommender) -> DataFrame:
         scorer = model.open()
         for batch in batches:
             user_ids = read_column(batch, "user_id")
-            history = read_lists(batch, "history", "values")
+            history = _read_histories(batch)
             candidates = read_lists(batch, "candidates")
             for start, stop in blocks(scorer.sizes(history), BLOCK_SCORES):
                 users, wanted = user_ids[start:stop], candidates.rows(start, stop)
@@ -141,7 +150,7 @@ def score(histories: DataFrame, model: Recommender) -> DataFrame:
                     }
                 )
 
-    return histories.select("user_id", "history", "values", "candidates").mapInArrow(
+    return _select(histories, "candidates").mapInArrow(
         run, "user_id int, candidates array<int>, scores array<float>"
     )
 
@@ -178,15 +187,28 @@ def rank(
         the most popular fifth of the recommendable items.
     """
     extra = protocol.column
-    columns = ["user_id", "history", "values", "seen", "targets", *([extra] if extra else [])]
-    _require(histories, columns)
+    columns = ["seen", "targets", *([extra] if extra else [])]
+    _require(histories, ["user_id", "history", "values", *columns])
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorers = [(model, model.open()) for model in models]
         for batch in batches:
             yield from _rank_batch(batch, scorers, protocol, catalogue)
 
-    return histories.select(*columns).mapInArrow(run, RANKS)
+    return _select(histories, *columns).mapInArrow(run, RANKS)
+
+
+def _select(histories: DataFrame, *columns: str) -> DataFrame:
+    """Keep what models read of users and the named columns."""
+    vector = ["vector"] if "vector" in histories.columns else []
+    return histories.select("user_id", "history", "values", *vector, *columns)
+
+
+def _read_histories(batch: pa.RecordBatch) -> Lists:
+    history = read_lists(batch, "history", "values")
+    if "vector" in batch.schema.names:
+        history = history._replace(vectors=read_vectors(batch, "vector"))
+    return history
 
 
 def _rank_batch(
@@ -197,7 +219,7 @@ def _rank_batch(
 ) -> Iterator[pa.RecordBatch]:
     allowed, head = catalogue.recommendable, catalogue.head
     user_ids = read_column(batch, "user_id")
-    history, seen = read_lists(batch, "history", "values"), read_lists(batch, "seen")
+    history, seen = _read_histories(batch), read_lists(batch, "seen")
     targets = read_lists(batch, "targets")
     _check_items(targets, "targets", allowed.size)
     candidates = None

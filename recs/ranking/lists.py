@@ -19,11 +19,14 @@ class Lists(NamedTuple):
     items : int32[nnz]
     values : float32[nnz] or None
         A value per entry; None means 1.0 each.
+    vectors : float32[B, d] or None
+        A vector per user, of users whose list is a history that a network has read.
     """
 
     offsets: np.ndarray
     items: np.ndarray
     values: np.ndarray | None = None
+    vectors: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:
@@ -33,14 +36,17 @@ class Lists(NamedTuple):
         """Return the lists of users ``start`` to ``stop`` (exclusive)."""
         first, last = self.offsets[start], self.offsets[stop]
         values = None if self.values is None else self.values[first:last]
-        return Lists(self.offsets[start : stop + 1] - first, self.items[first:last], values)
+        vectors = None if self.vectors is None else self.vectors[start:stop]
+        offsets = self.offsets[start : stop + 1] - first
+        return Lists(offsets, self.items[first:last], values, vectors)
 
     def select(self, chosen: np.ndarray) -> Lists:
         """Return the lists of the users marked in ``chosen`` (bool[B])."""
         lengths = np.diff(self.offsets)
         entries = np.repeat(chosen, lengths)
         values = None if self.values is None else self.values[entries]
-        return Lists(offsets_of(lengths[chosen]), self.items[entries], values)
+        vectors = None if self.vectors is None else self.vectors[chosen]
+        return Lists(offsets_of(lengths[chosen]), self.items[entries], values, vectors)
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
@@ -74,6 +80,24 @@ def read_lists(batch: pa.RecordBatch, items: str, values: str | None = None) -> 
     if not np.array_equal(offsets, value_offsets):
         raise ValueError(f"columns {items} and {values} have arrays of different lengths in a row")
     return Lists(offsets, flat, numbers)
+
+
+def read_vectors(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """Return an array column whose arrays are of one length as float32[rows, d]; null is zeros.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length, or one holds a null.
+    """
+    offsets, flat = _flatten(batch.column(name), name, np.float32)
+    lengths = np.diff(offsets)
+    widths = np.unique(lengths[lengths > 0])
+    if len(widths) > 1:
+        raise ValueError(f"column {name} has vectors of {widths.tolist()} numbers: embed again")
+    vectors = np.zeros((batch.num_rows, widths.max(initial=0)), np.float32)
+    vectors[lengths > 0] = flat.reshape(-1, vectors.shape[1] or 1)[: (lengths > 0).sum()]
+    return vectors
 
 
 def to_arrow(offsets: np.ndarray, values: pa.Array) -> pa.ListArray:

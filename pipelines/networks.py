@@ -1,0 +1,189 @@
+"""Networks in the pipeline: exported training sets, training, embeddings."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.job import Job, Stage
+from recs.config import NETWORKS, ConfigError
+from recs.data import export
+from recs.lake import LakeError
+from recs.ranking.embeddings import EmbeddingModel, write_embeddings
+from recs.runs import Finished, Ledger
+from recs.schema import TABLES
+from recs.storage import join, remove_tree
+from recs.training import embed
+from recs.training.launch import launch
+from recs.training.settings import TrainingJob
+
+#: Training sets that are kept: the newest, and one that may still be trained on.
+_KEPT_SETS = 2
+
+
+def run_export(job: Job) -> None:
+    """Write the training set of this run: training sequences, and validation events to stop by."""
+    config, events = job.config, job.config.events
+    sequences, interactions = job.read("sequences"), job.read("interactions")
+    train = sequences.where(F.col("upto") == "train")
+    measured = export.with_targets(train, interactions)
+    by_hash = F.xxhash64(F.lit(config.seed), "user_id")
+    types = job.read("event_type_ids").collect()
+    positive = [name for name, kind in events.types.items() if kind.polarity == "positive"]
+    export.export(
+        train,
+        measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
+        job.read("user_positives").select("user_id", F.col("train").alias("items")),
+        job.read("catalogue"),
+        job.lake.location.training_set(config.mode, job.run.run_id),
+        tables=job.run.inputs,
+        num_users=job.num_users(),
+        num_items=job.num_items(),
+        event_type_ids={row["event_type"]: row["event_type_id"] for row in types},
+        positive=positive,
+        lanes=config.export.lanes,
+        seed=config.seed,
+    )
+    job.run.after_commit(lambda: _remove_old_sets(job))
+
+
+def _remove_old_sets(job: Job) -> None:
+    runs = [
+        row["run_id"]
+        for row in Ledger(job.lake).rows()
+        if (row["stage"], row["state"], row["mode"]) == ("export", "finished", job.config.mode)
+    ]
+    for run_id in runs[:-_KEPT_SETS]:
+        remove_tree(job.lake.location.training_set(job.config.mode, run_id))
+
+
+def run_train(job: Job) -> None:
+    """Train every network on the newest training set, one after the other.
+
+    A run that was killed goes on from the checkpoints that it left, if it is started again with its
+    run_id.
+    """
+    exported = Ledger(job.lake).newest("export")
+    if exported is None:
+        raise LakeError("there is no training set: run the stage export first")
+    rows = [_train(job, name, exported) for name in _networks(job)]
+    columns = [c for c in TABLES["trainings"].columns if c.name in rows[0]]
+    schema = ", ".join(f"{column.name} {column.type}" for column in columns)
+    values = [[row[column.name] for column in columns] for row in rows]
+    job.write("trainings", job.spark.createDataFrame(values, schema), "append")
+
+
+def _train(job: Job, name: str, exported: Finished) -> dict[str, Any]:
+    """Train a network and return its row of ``trainings``."""
+    config, location = job.config, job.lake.location
+    network = config.networks[name]
+    task = TrainingJob(
+        name=name,
+        training_set=location.training_set(config.mode, exported.run_id),
+        folder=location.model(config.mode, name, job.run.run_id),
+        network=network,
+        processes=config.processes,
+        seed=config.seed,
+        versions={table: str(version) for table, version in exported.inputs.items()},
+    )
+    done = launch(job.spark, task)
+    validation = network.training.validation
+    return {
+        "model": name,
+        "path": join(task.folder, "model"),
+        "training_set": task.training_set,
+        "settings": network.model_dump_json(),
+        "metric": f"{validation.metric}@{validation.k}",
+        **{key: done[key] for key in ("validation", "best_epoch", "epochs", "updates", "seconds")},
+    }
+
+
+def _networks(job: Job) -> list[str]:
+    """Return the networks of the configuration.
+
+    Raises
+    ------
+    ConfigError
+        If it names none.
+    """
+    names = [name for name in job.config.models if name in NETWORKS]
+    if not names:
+        raise ConfigError(f"models names no network: add one of {', '.join(NETWORKS)}")
+    return names
+
+
+def run_embed(job: Job) -> None:
+    """Write the vectors of items and users; of known models only for users with new events."""
+    trained = _trained(job)
+    last = Ledger(job.lake).newest("embed")
+    job.run.details["trained"] = trained
+    same = last is not None and last.details["trained"] == trained
+    new = job.run.read_new("sequences") if same else None
+    sequences = job.read("sequences")
+    if new is not None:
+        changed = new.select("user_id").distinct()
+        sequences = sequences.join(changed, "user_id", "left_semi")
+    histories = job.persist(embed.newest(sequences, job.fit_splits))
+    users, items = [], []
+    for name in _networks(job):
+        folder = join(job.lake.location.model(job.config.mode, name, trained), "model")
+        of_model = {"model": F.lit(name), "model_version": F.lit(trained)}
+        users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
+        items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
+    made = reduce(DataFrame.unionByName, users)
+    if new is None:
+        job.write("user_embeddings", made)
+        job.write("item_embeddings", reduce(DataFrame.unionByName, items))
+    else:
+        job.run.replace("user_embeddings", made, gone=changed)
+
+
+def _trained(job: Job) -> str:
+    """Return the run that trained the networks."""
+    done = Ledger(job.lake).newest("train")
+    if done is None:
+        raise LakeError("no network has been trained: run the stage train first")
+    return done.run_id
+
+
+def open_network(name: str, job: Job) -> EmbeddingModel:
+    """Return a network as embedded: its item vectors in files."""
+    items = job.read("item_embeddings").where(F.col("model") == name)
+    return write_embeddings(items, join(job.work_folder, name), job.num_items(), name)
+
+
+EXPORT = Stage(
+    "export",
+    "Write the files that networks are trained on.",
+    reads=(
+        "sequences",
+        "interactions",
+        "user_positives",
+        "catalogue",
+        "event_type_ids",
+        "user_ids",
+        "item_ids",
+    ),
+    writes=(),
+    settings=("mode", "seed", "events.types", "sequences", "export"),
+    work=run_export,
+)
+TRAIN = Stage(
+    "train",
+    "Train networks through TorchDistributor.",
+    reads=(),
+    writes=("trainings",),
+    settings=("mode", "seed", "models", "networks"),
+    work=run_train,
+)
+EMBED = Stage(
+    "embed",
+    "Write the vectors of users and items that networks have learned.",
+    reads=("sequences",),
+    writes=("user_embeddings", "item_embeddings"),
+    settings=("mode", "models"),
+    work=run_embed,
+)

@@ -1,0 +1,265 @@
+"""Tables → a training set that ranks read without Spark: see :mod:`recs.training.dataset`."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from recs.matrix import write_csr
+from recs.ranking.files import write_vectors
+from recs.storage import filesystem, join
+from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
+from recs.training.plan import File
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Numbers in a column of a file, about: 4 MiB.
+_FILE_NUMBERS = 2**20
+#: Lengths of neighbouring files differ by this factor, down to the shortest.
+_RATIO, _SHORTEST = 2**0.5, 8
+# Rows are numbered in so many parts of each length, each sorted by a task.
+_SLICES = 256
+
+_WRITTEN = "file int, name string, rows bigint, columns string"
+
+
+def export(
+    sequences: DataFrame,
+    validation: DataFrame,
+    user_positives: DataFrame,
+    catalogue: DataFrame,
+    folder: str,
+    *,
+    tables: Mapping[str, int],
+    num_users: int,
+    num_items: int,
+    event_type_ids: Mapping[str, int],
+    positive: Sequence[str],
+    lanes: int,
+    seed: int,
+) -> TrainingSet:
+    """Write a training set under ``folder``.
+
+    A row's file and its place there depend on the seed and the row alone. The driver holds a line a
+    file and 256 numbers a length; a task holds the rows of one file.
+
+    Parameters
+    ----------
+    sequences
+        Rows of table ``sequences`` to train on.
+    validation
+        The same columns and ``target`` int: the item that comes next.
+    user_positives
+        user_id, items array<int>: never drawn as the user's negatives.
+    catalogue
+        item_id, train_events.
+    tables
+        Delta version of each table that these come from.
+    event_type_ids, positive
+        Number of each event type, and the types whose items are asked for.
+    lanes
+        At least the processes that will ever train on it, and a multiple of them.
+    seed
+        Another seed, other places.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to train on.
+    """
+    parts, columns = {}, ""
+    for part, rows in (("train", sequences), ("validation", validation)):
+        parts[part], found = _write(rows, part, folder, lanes, seed)
+        columns = columns or found
+    if not any(file.rows for file in parts["train"]):
+        raise ValueError("there are no sequences to train on: run the stages split and sequences")
+    pairs = user_positives.select("user_id", F.explode("items").alias("item_id"))
+    write_csr(
+        pairs,
+        join(folder, POSITIVES),
+        row="user_id",
+        column="item_id",
+        shape=(num_users, num_items),
+    )
+    vectors = write_vectors(catalogue, folder, num_items, {"train_events": "int64"})
+    return write_manifest(
+        folder,
+        Manifest(
+            tables=dict(tables),
+            num_users=num_users,
+            num_items=num_items,
+            num_event_types=max(event_type_ids.values()) + 1,
+            length=max(file.length for file in parts["train"]),
+            lanes=lanes,
+            positive_event_types=sorted(event_type_ids[name] for name in positive),
+            schema_hash=hashlib.sha256(columns.encode()).hexdigest()[:16],
+            train_events=vectors["train_events"].rpartition("/")[2],
+            parts=parts,
+        ),
+    )
+
+
+def with_targets(sequences: DataFrame, interactions: DataFrame) -> DataFrame:
+    """Return each user's newest training sequence and the positive event of validation after it.
+
+    Of several such events the first is the target.
+    """
+    newest = Window.partitionBy("user_id").orderBy(F.desc("last"))
+    histories = sequences.withColumn("_newest", F.row_number().over(newest))
+    held_out = interactions.where(F.col("positive") & (F.col("split") == "validation"))
+    targets = held_out.groupBy("user_id").agg(F.min_by("item_id", "sequence").alias("target"))
+    return histories.where("_newest = 1").drop("_newest").join(targets, "user_id")
+
+
+def lengths_up_to(longest: int) -> list[int]:
+    """Return the lengths that files may have, ascending.
+
+    >>> lengths_up_to(50)
+    [9, 12, 18, 25, 35, 50]
+    """
+    count = 1 + max(0, int(np.floor(np.log(longest / _SHORTEST) / np.log(_RATIO))))
+    return sorted({round(longest / _RATIO**n) for n in range(count)})
+
+
+def _write(
+    rows: DataFrame, part: str, folder: str, lanes: int, seed: int
+) -> tuple[list[File], str]:
+    """Write the files of a part; return them and what their columns are."""
+    numbers = [name for name in ("user_id", "length", "target") if name in rows.columns]
+    longest = rows.agg(F.max(F.size("items"))).collect()[0][0]
+    if longest is None:
+        return [], ""
+    lengths = lengths_up_to(longest)
+    bucket = F.lit(0)
+    for number, length in enumerate(lengths[:-1]):
+        bucket = F.when(F.col("length") > length, number + 1).otherwise(bucket)
+    key = F.xxhash64(F.lit(seed), "user_id", "last")
+    keyed = rows.select(
+        *numbers,
+        *ARRAYS,
+        bucket.alias("bucket"),
+        key.alias("key"),
+        F.pmod(key, F.lit(_SLICES)).cast("int").alias("slice"),
+    )
+    counted = keyed.groupBy("bucket", "slice").count().collect()
+    counts = np.zeros((len(lengths), _SLICES), np.int64)
+    for row in counted:
+        counts[row["bucket"], row["slice"]] = row["count"]
+    files = _files_of(counts.sum(axis=1), lengths, lanes)
+    placed = keyed.withColumn("file", _file(counts, files))
+    width = dict(enumerate(_lengths_of(files, lengths)))
+    written = placed.repartition("file").sortWithinPartitions("file", "key", "user_id", "length")
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        for file, table in _by_file(batches):
+            made = _table(table, numbers, width[file])
+            name = f"{part}-{file:06d}-{uuid.uuid4().hex[:8]}.parquet"
+            _save(made, join(folder, name))
+            yield pa.RecordBatch.from_pydict(
+                {
+                    "file": pa.array([file], pa.int32()),
+                    "name": [name],
+                    "rows": [made.num_rows],
+                    "columns": [str(made.schema)],
+                }
+            )
+
+    done = {row["file"]: row for row in written.mapInArrow(write, _WRITTEN).collect()}
+    listed = [
+        File(done[n]["name"], done[n]["rows"], width[n]) if n in done else File("", 0, width[n])
+        for n in range(len(width))
+    ]
+    return listed, next(iter(done.values()))["columns"]
+
+
+def _files_of(rows: np.ndarray, lengths: list[int], lanes: int) -> np.ndarray:
+    """Return the number of files of each length, a multiple of the lanes; 0 where no rows are."""
+    largest = np.maximum(1, _FILE_NUMBERS // np.array(lengths))
+    return lanes * -(-rows // (lanes * largest))
+
+
+def _lengths_of(files: np.ndarray, lengths: list[int]) -> list[int]:
+    return np.repeat(lengths, files).tolist()
+
+
+def _file(counts: np.ndarray, files: np.ndarray) -> Column:
+    """Return a row's file: rows of a length are numbered in the order of their keys and dealt."""
+    before = np.cumsum(counts, axis=1) - counts
+    first = np.cumsum(files) - files
+    offsets = F.array(*(F.lit(int(n)) for n in before.ravel()))
+    within = Window.partitionBy("bucket", "slice").orderBy("key", "user_id", "length")
+    at = F.col("bucket") * _SLICES + F.col("slice")
+    number = F.get(offsets, at) + F.row_number().over(within) - 1
+
+    def of_bucket(values: np.ndarray) -> Column:
+        return F.get(F.array(*(F.lit(int(n)) for n in values)), F.col("bucket"))
+
+    return (of_bucket(first) + number % of_bucket(files)).cast("int")
+
+
+def _by_file(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
+    """Return each file's rows; batches come sorted by file."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    present = -1
+    for batch in batches:
+        numbers = batch.column("file").to_numpy()
+        cuts = np.flatnonzero(np.diff(numbers, prepend=present)).tolist()
+        bounds = [0, *(cut for cut in cuts if cut), batch.num_rows]
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            if stop == start:
+                continue
+            if numbers[start] != present and held:
+                yield present, pa.Table.from_batches(held)
+                held = []
+            present = int(numbers[start])
+            held.append(batch.slice(start, stop - start))
+    if held:
+        yield present, pa.Table.from_batches(held)
+
+
+def _table(table: pa.Table, numbers: Sequence[str], length: int) -> pa.Table:
+    """Return a file's columns, arrays cut to their last ``length`` entries."""
+    import pyarrow as pa
+
+    fields, columns = [], []
+    for name in numbers:
+        fields.append(pa.field(name, pa.int32(), nullable=False))
+        columns.append(table.column(name).cast(pa.int32()).combine_chunks())
+    for name in ARRAYS:
+        flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        kept = np.ascontiguousarray(flat.reshape(table.num_rows, -1)[:, -length:], np.int32)
+        offsets = np.arange(table.num_rows + 1, dtype=np.int32) * length
+        # Without nulls there are fewer levels to decode.
+        kind = pa.list_(pa.field("element", pa.int32(), nullable=False))
+        fields.append(pa.field(name, kind, nullable=False))
+        values = pa.ListArray.from_arrays(pa.array(offsets), pa.array(kept.ravel()))
+        columns.append(values.cast(kind))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _save(table: pa.Table, uri: str) -> None:
+    """Write a file of one row group. Ids hardly repeat: a dictionary would only take time."""
+    import pyarrow.parquet as pq
+
+    fs, path = filesystem(uri)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with fs.open(path, "wb") as file:
+        pq.write_table(
+            table,
+            file,
+            row_group_size=max(1, table.num_rows),
+            use_dictionary=False,
+            compression="lz4",
+            write_statistics=False,
+        )

@@ -1,0 +1,590 @@
+"""Losses of sequential networks, and the negatives that they are made with.
+
+All take the places that are asked for an item, gathered from the batch, and return the *sum* of
+the weighted losses over them in float32 (float64 stays): whoever trains divides by the weight of
+the global batch.
+
+Shapes: M asked places, K negatives, N items, D the width. Letters: r⁺ is the score of the item
+that is asked for, r_j those of its negatives, w the weight of the place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from recs.nn.samplers import (
+    Hard,
+    InBatch,
+    InBatchSettings,
+    Mixed,
+    Negatives,
+    Places,
+    SamplerSettings,
+    UniformSettings,
+    collisions,
+    make_sampler,
+)
+
+#: Logits that full cross-entropy holds at once: what stays in a CPU's cache, and what keeps a GPU
+#: busy.
+_CPU_LOGITS, _GPU_LOGITS = 2**20, 2**27
+#: Fewest places of a chunk before the items are cut too: each chunk of places passes over the
+#: gradient of all items' vectors once.
+_FEWEST_PLACES = 256
+#: A product with all items' vectors costs less than looking up and adding to K of them for each
+#: place if there are at most this many times K items; it is made if its scores are this few.
+_CHEAPER, _MOST_SCORES = 16, 2**26
+
+
+class Scores(NamedTuple):
+    """Scores of the asked places.
+
+    Attributes
+    ----------
+    positives : float[M]
+        r⁺.
+    negatives : float[M, K]
+        r_j.
+    collisions : bool[M, K]
+        Negatives that do not count; None if all do.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+    collisions: Tensor | None = None
+
+    def wide(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all three, scores in float32 at least, collisions False where there is none."""
+        excluded_MK = self.collisions
+        if excluded_MK is None:
+            excluded_MK = torch.zeros_like(self.negatives, dtype=torch.bool)
+        return _wide(self.positives), _wide(self.negatives), excluded_MK
+
+
+# --- losses over sampled negatives ---
+
+
+def bce(scores: Scores, weights: Tensor) -> Tensor:
+    """Binary cross-entropy: Σ w (−ln σ(r⁺) − Σ_j ln(1 − σ(r_j))).
+
+    With one uniform negative the loss of SASRec (Kang and McAuley 2018).
+    """
+    return _binary(scores, weights, 1.0)
+
+
+def gbce(scores: Scores, weights: Tensor, calibration: float, rate: float) -> Tensor:
+    """Binary cross-entropy calibrated for sampling (Petrov and Macdonald 2023).
+
+    Σ w/(K+1) (−β ln σ(r⁺) − Σ_j ln(1 − σ(r_j))) with β = α (t (1 − 1/α) + 1/α): the paper's
+    generalised sigmoid σ(r)^β, taken out of the logarithm.
+
+    Parameters
+    ----------
+    calibration
+        t in [0, 1]: 0 is plain BCE, 1 gives back unbiased probabilities.
+    rate
+        α: K over the number of all negatives, N − 1.
+    """
+    beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    return _binary(scores, weights, beta) / (scores.negatives.shape[1] + 1)
+
+
+def _binary(scores: Scores, weights: Tensor, beta: float) -> Tensor:
+    positives_M, negatives_MK, excluded_MK = scores.wide()
+    against_M = F.softplus(negatives_MK).masked_fill(excluded_MK, 0.0).sum(1)
+    return _total(beta * F.softplus(-positives_M) + against_M, weights)
+
+
+def sampled_cross_entropy(
+    scores: Scores,
+    weights: Tensor,
+    log_q_positives: Tensor | None = None,
+    log_q_negatives: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy over the asked item and its negatives (Jean et al. 2015).
+
+    Σ w (ln(e^{r⁺} + Σ_j e^{r_j}) − r⁺), each score less its ln q where that is given.
+
+    Parameters
+    ----------
+    log_q_positives : float[M]
+        ln of the probability with which the asked items are drawn.
+    log_q_negatives : float[K] or float[M, K]
+        The same of the negatives.
+    """
+    positives_M, negatives_MK, excluded_MK = scores.wide()
+    if log_q_positives is not None:
+        positives_M = positives_M - log_q_positives
+    if log_q_negatives is not None:
+        negatives_MK = negatives_MK - log_q_negatives
+    negatives_MK = negatives_MK.masked_fill(excluded_MK, -torch.inf)
+    logits = torch.cat([positives_M[:, None], negatives_MK], dim=1)
+    return _total(logits.logsumexp(1) - positives_M, weights)
+
+
+def bpr(scores: Scores, weights: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al. 2009): Σ w mean_j −ln σ(r⁺ − r_j).
+
+    The mean is over negatives that count; a place without any adds nothing.
+    """
+    positives_M, negatives_MK, excluded_MK = scores.wide()
+    losses_MK = F.softplus(negatives_MK - positives_M[:, None]).masked_fill(excluded_MK, 0.0)
+    counts_M = (~excluded_MK).sum(1).clamp(min=1)
+    return _total(losses_MK.sum(1) / counts_M, weights)
+
+
+def bpr_max(scores: Scores, weights: Tensor, regularisation: float) -> Tensor:
+    """BPR-max (Hidasi and Karatzoglou 2018), equation 10.
+
+    Σ w (−ln Σ_j s_j σ(r⁺ − r_j) + λ Σ_j s_j r_j²), s the softmax of the negatives' scores; a place
+    without negatives adds nothing.
+    """
+    positives_M, negatives_MK, excluded_MK = scores.wide()
+    log_s_MK, alone_M = _log_shares(negatives_MK, excluded_MK)
+    wins_M = (log_s_MK + F.logsigmoid(positives_M[:, None] - negatives_MK)).logsumexp(1)
+    squares_M = (log_s_MK.exp() * negatives_MK.square()).sum(1)
+    return _total((regularisation * squares_M - wins_M).masked_fill(alone_M, 0.0), weights)
+
+
+def top1_max(scores: Scores, weights: Tensor) -> Tensor:
+    """TOP1-max (Hidasi and Karatzoglou 2018), equation 9, with its regularisation σ(r_j²).
+
+    Σ w Σ_j s_j (σ(r_j − r⁺) + σ(r_j²)), s the softmax of the negatives' scores; a place without
+    negatives adds nothing.
+    """
+    positives_M, negatives_MK, excluded_MK = scores.wide()
+    log_s_MK, alone_M = _log_shares(negatives_MK, excluded_MK)
+    losses_MK = torch.sigmoid(negatives_MK - positives_M[:, None]) + negatives_MK.square().sigmoid()
+    return _total((log_s_MK.exp() * losses_MK).sum(1).masked_fill(alone_M, 0.0), weights)
+
+
+def _log_shares(negatives_MK: Tensor, excluded_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-softmax of the scores that count, and which places have none.
+
+    A score that does not count is very small, not -inf, whose gradients are NaN where none counts.
+    """
+    masked_MK = negatives_MK.masked_fill(excluded_MK, torch.finfo(negatives_MK.dtype).min)
+    return masked_MK.log_softmax(1), excluded_MK.all(1)
+
+
+def _total(losses_M: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ w · loss; not as a product of matrices, which autocast would make of bfloat16."""
+    return (losses_M * weights).sum()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+# --- full cross-entropy ---
+
+
+def full_cross_entropy(
+    queries: Tensor,
+    targets: Tensor,
+    vectors: Tensor,
+    biases: Tensor | None,
+    weights: Tensor,
+    chunk: int | None = None,
+) -> Tensor:
+    """Cross-entropy over all items: Σ w (ln Σ_i e^{⟨q, v_i⟩ + b_i} − ⟨q, v_t⟩ − b_t).
+
+    Gradients are computed beside the loss, a chunk of places at a time, so that M × N logits never
+    exist at once (as Cut Your Losses, Wijmans et al. 2025, and Liger Kernel, Hsu et al. 2024, do
+    on GPUs). Second derivatives are not to be had.
+
+    Parameters
+    ----------
+    queries : float[M, D]
+    targets : int64[M]
+    vectors : float[N, D]
+    biases : float[N]
+        Or None.
+    weights : float[M]
+        Of the places; not differentiated.
+    chunk
+        Places at once; None lets the device and N choose. If N is so great that too few would be
+        left, the items are cut too and their logits computed twice.
+
+    Returns
+    -------
+    float[]
+        With autocast on, products are in its type, sums in float32.
+    """
+    if torch.is_autocast_enabled(queries.device.type):
+        product = torch.get_autocast_dtype(queries.device.type)
+    else:
+        product = torch.promote_types(queries.dtype, vectors.dtype)
+    if not torch.is_grad_enabled():
+        queries, vectors = queries.detach(), vectors.detach()
+        biases = None if biases is None else biases.detach()
+    return _FullCrossEntropy.apply(queries, targets, vectors, biases, weights, chunk, product)
+
+
+class _FullCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        targets: Tensor,
+        vectors: Tensor,
+        biases: Tensor | None,
+        weights: Tensor,
+        chunk: int | None,
+        product: torch.dtype,
+    ) -> Tensor:
+        with torch.autocast(queries.device.type, enabled=False):
+            learns = any(ctx.needs_input_grad)
+            loss, *grads = _all_items(
+                queries, targets, vectors, biases, weights, chunk, product, learns
+            )
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        queries, vectors, biases = (
+            None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors
+        )
+        return queries, None, vectors, biases, None, None, None
+
+
+def _all_items(
+    queries_MD: Tensor,
+    targets_M: Tensor,
+    vectors_ND: Tensor,
+    biases_N: Tensor | None,
+    weights_M: Tensor,
+    chunk: int | None,
+    product: torch.dtype,
+    learns: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the loss and, if ``learns``, its gradients by queries, vectors and biases."""
+    M, N = len(queries_MD), len(vectors_ND)
+    wide = torch.promote_types(product, torch.float32)
+    weights_M = weights_M.to(wide)
+    q_MD, v_ND = queries_MD.to(product), vectors_ND.to(product)
+    b_N = None if biases_N is None else biases_N.to(wide)
+    rows, columns = _tile(M, N, chunk, queries_MD.device)
+
+    loss = torch.zeros((), dtype=wide, device=queries_MD.device)
+    grads: list[Tensor | None] = [None, None, None]
+    if learns:
+        by_queries = torch.empty(q_MD.shape, dtype=wide, device=q_MD.device)
+        by_vectors = torch.zeros(v_ND.shape, dtype=wide, device=q_MD.device)
+        by_biases = None if b_N is None else torch.zeros_like(b_N)
+        grads = [by_queries, by_vectors, by_biases]
+    for first in range(0, M, rows):
+        block = slice(first, first + rows)
+        q_RD, t_R, w_R = q_MD[block], targets_M[block], weights_M[block]
+        v_RD = v_ND[t_R]
+        asked_R = (q_RD.to(wide) * v_RD).sum(1)
+        if b_N is not None:
+            asked_R = asked_R + b_N[t_R]
+
+        # e^{logit - peak} of each tile, and the sum over all.
+        peaks_R1, sums_R, tile = None, torch.zeros_like(asked_R), None
+        for column in range(0, N, columns):
+            items = slice(column, column + columns)
+            tile = _logits(q_RD, v_ND[items], b_N, items, wide)
+            peak_R1 = tile.amax(1, keepdim=True)
+            if peaks_R1 is not None:
+                peak_R1 = torch.maximum(peak_R1, peaks_R1)
+                sums_R *= (peaks_R1 - peak_R1).exp_()[:, 0]
+            peaks_R1 = peak_R1
+            sums_R += tile.sub_(peaks_R1).exp_().sum(1)
+        assert peaks_R1 is not None and tile is not None
+        loss += w_R @ (sums_R.log() + peaks_R1[:, 0] - asked_R)
+        if not learns:
+            continue
+
+        # The softmax is never made: its divisor and the weight are moved to the shorter factor.
+        shares_R = w_R / sums_R
+        q_shared_RD = (q_RD * shares_R[:, None]).to(product)
+        sum_RD = torch.zeros_like(by_queries[block])
+        for column in range(0, N, columns):
+            items = slice(column, column + columns)
+            if columns < N:
+                tile = _logits(q_RD, v_ND[items], b_N, items, wide).sub_(peaks_R1).exp_()
+            part = tile.to(product)
+            sum_RD += part @ v_ND[items]
+            if product == wide:
+                by_vectors[items].addmm_(part.T, q_shared_RD)
+            else:
+                by_vectors[items].add_(part.T @ q_shared_RD)
+            if by_biases is not None:
+                by_biases[items].add_(shares_R @ tile)
+        by_queries[block] = sum_RD * shares_R[:, None] - v_RD * w_R[:, None]
+        by_vectors.index_add_(0, t_R, (q_RD * w_R[:, None]).to(wide), alpha=-1)
+        if by_biases is not None:
+            by_biases.index_add_(0, t_R, w_R, alpha=-1)
+    inputs = (queries_MD, vectors_ND, biases_N)
+    by = [
+        None if grad is None or given is None else grad.to(given.dtype)
+        for grad, given in zip(grads, inputs, strict=True)
+    ]
+    return loss, by[0], by[1], by[2]
+
+
+def _logits(
+    q_RD: Tensor, v_CD: Tensor, b_N: Tensor | None, items: slice, wide: torch.dtype
+) -> Tensor:
+    """Return the logits of a tile in ``wide``, for in-place use."""
+    if b_N is not None and q_RD.dtype == wide:
+        return torch.addmm(b_N[items], q_RD, v_CD.T)
+    logits = (q_RD @ v_CD.T).to(wide)
+    return logits if b_N is None else logits.add_(b_N[items])
+
+
+def _tile(M: int, N: int, chunk: int | None, device: torch.device) -> tuple[int, int]:
+    """Return the places and items of one tile."""
+    room = _CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS
+    rows = chunk or max(room // max(N, 1), _FEWEST_PLACES)
+    rows = max(1, min(rows, M))
+    return rows, min(N, max(room // rows, 1024)) if rows * N > 4 * room else N
+
+
+# --- settings, and the loss of a batch ---
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CrossEntropySettings(_Settings):
+    """:func:`full_cross_entropy`; ``chunk`` is the places at once, null for a fitting number."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    chunk: PositiveInt | None = None
+
+
+class _Sampled(_Settings):
+    """Settings of losses over sampled negatives."""
+
+    sampler: SamplerSettings = UniformSettings()
+
+    def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
+        """Return the loss."""
+        raise NotImplementedError
+
+
+class BCESettings(_Sampled):
+    """:func:`bce`."""
+
+    name: Literal["bce"] = "bce"
+
+    def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
+        return bce(scores, weights)
+
+
+class GBCESettings(_Sampled):
+    """:func:`gbce`; ``calibration`` is the paper's t, whose value there is 0.75."""
+
+    name: Literal["gbce"] = "gbce"
+    sampler: SamplerSettings = UniformSettings(negatives=256)
+    calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
+
+    def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
+        rate = min(1.0, scores.negatives.shape[1] / max(1, num_items - 1))
+        return gbce(scores, weights, self.calibration, rate)
+
+
+class BPRSettings(_Sampled):
+    """:func:`bpr`."""
+
+    name: Literal["bpr"] = "bpr"
+
+    def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
+        return bpr(scores, weights)
+
+
+class BPRMaxSettings(_Sampled):
+    """:func:`bpr_max`; ``regularisation`` is its λ."""
+
+    name: Literal["bpr_max"] = "bpr_max"
+    sampler: SamplerSettings = UniformSettings(negatives=256, shared=True)
+    regularisation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
+        return bpr_max(scores, weights, self.regularisation)
+
+
+class Top1MaxSettings(_Sampled):
+    """:func:`top1_max`."""
+
+    name: Literal["top1_max"] = "top1_max"
+    sampler: SamplerSettings = UniformSettings(negatives=256, shared=True)
+
+    def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
+        return top1_max(scores, weights)
+
+
+#: How scores are corrected for the probability q of a draw. ``logq``: ln q off all scores, the
+#: asked item's too (Bengio and Senécal 2008; Yi et al. 2019 for in-batch negatives).
+#: ``importance``: ln(K q) off the negatives', so that their sum estimates that over all items.
+Correction = Literal["none", "logq", "importance"]
+
+
+class SampledCrossEntropySettings(_Settings):
+    """:func:`sampled_cross_entropy` of any sampler."""
+
+    name: Literal["sampled_cross_entropy"] = "sampled_cross_entropy"
+    sampler: SamplerSettings = UniformSettings(negatives=256)
+    correction: Correction = "logq"
+
+
+class InBatchSoftmaxSettings(_Settings):
+    """:func:`sampled_cross_entropy` with all targets of the global batch as negatives."""
+
+    name: Literal["in_batch_softmax"] = "in_batch_softmax"
+    correction: Correction = "logq"
+
+
+LossSettings = Annotated[
+    CrossEntropySettings
+    | SampledCrossEntropySettings
+    | InBatchSoftmaxSettings
+    | BCESettings
+    | GBCESettings
+    | BPRSettings
+    | BPRMaxSettings
+    | Top1MaxSettings,
+    Field(discriminator="name"),
+]
+
+
+class Loss(nn.Module):
+    """The loss of a batch: draws negatives, scores them, leaves out collisions.
+
+    Only the vectors of the asked items and of the negatives are read, but for catalogues so small
+    that scoring all items costs less (see :func:`score`). It has no parameters;
+    ``to(device)`` moves the samplers' tables.
+
+    Parameters
+    ----------
+    settings
+        Of the loss.
+    num_items
+        N.
+    seed
+        Of all draws.
+    counts : float[N]
+        How often each item is asked for in training; None where no sampler reads it.
+
+    Raises
+    ------
+    ValueError
+        If the sampler wants counts and there are none.
+    """
+
+    def __init__(
+        self, settings: LossSettings, num_items: int, seed: int, counts: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_items = num_items
+        if isinstance(settings, CrossEntropySettings):
+            self.sampler = None
+        elif isinstance(settings, InBatchSoftmaxSettings):
+            self.sampler = make_sampler(InBatchSettings(), num_items, seed, counts)
+        else:
+            self.sampler = make_sampler(settings.sampler, num_items, seed, counts)
+
+    @property
+    def reads_pool(self) -> bool:
+        """Whether :attr:`Places.pool` must be the targets of the global batch."""
+        if isinstance(self.sampler, Mixed):
+            return isinstance(self.sampler.others, InBatch)
+        return isinstance(self.sampler, InBatch)
+
+    @property
+    def reads_previous(self) -> bool:
+        """Whether :attr:`Places.previous` is read."""
+        return isinstance(self.sampler, Hard)
+
+    def forward(
+        self,
+        queries: Tensor,
+        vectors: Tensor,
+        biases: Tensor | None,
+        weights: Tensor,
+        places: Places,
+    ) -> Tensor:
+        """Return the summed loss of asked places.
+
+        Parameters
+        ----------
+        queries : float[M, D]
+            The network's states at the asked places.
+        vectors : float[N, D]
+        biases : float[N]
+            Or None.
+        weights : float[M]
+            Of the places.
+        places
+            What is asked, and of whom.
+
+        Returns
+        -------
+        float[]
+            0, with gradients of 0, if M is 0.
+        """
+        settings = self.settings
+        if isinstance(settings, CrossEntropySettings):
+            return full_cross_entropy(
+                queries, places.targets, vectors, biases, weights, settings.chunk
+            )
+        assert self.sampler is not None
+        if not len(queries):  # a rank whose share of a batch is padding still takes part
+            nothing = queries.sum() + vectors.sum()
+            return 0.0 * (nothing if biases is None else nothing + biases.sum())
+        with torch.no_grad():
+            if isinstance(settings, InBatchSoftmaxSettings):
+                drawn = Negatives(places.pool, self.sampler.log_q(places.pool))
+            else:
+                drawn = self.sampler.draw(places)
+            collided_MK = collisions(drawn.items, places)
+        scores = Scores(
+            score(queries, places.targets[:, None], vectors, biases)[:, 0],
+            score(queries, drawn.items, vectors, biases),
+            collided_MK,
+        )
+        if isinstance(settings, SampledCrossEntropySettings | InBatchSoftmaxSettings):
+            asked = self.sampler.log_q(places.targets)
+            return sampled_cross_entropy(
+                scores, weights, *_corrections(settings.correction, asked, drawn)
+            )
+        return settings.of(scores, weights, self.num_items)
+
+
+def _corrections(
+    correction: Correction, asked_M: Tensor, drawn: Negatives
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what is taken off the scores of asked items and of negatives."""
+    if correction == "none":
+        return None, None
+    if correction == "logq":
+        return asked_M, drawn.log_q
+    return None, drawn.log_q + math.log(drawn.items.shape[-1])
+
+
+def score(queries: Tensor, items: Tensor, vectors: Tensor, biases: Tensor | None) -> Tensor:
+    """Return float[M, K]: ⟨q, v_i⟩ + b_i for items of each place [M, K], or of all [K].
+
+    Where items are few and K is great, all of them are scored and K scores picked.
+    """
+    num_items = len(vectors)
+    if items.dim() == 1:
+        scores_MK = queries @ F.embedding(items, vectors).T
+    elif num_items <= _CHEAPER * items.shape[1] and num_items * len(queries) <= _MOST_SCORES:
+        scores_MK = (queries @ vectors.T).gather(1, items)
+    else:
+        scores_MK = torch.bmm(F.embedding(items, vectors), queries.unsqueeze(2)).squeeze(2)
+    return scores_MK if biases is None else scores_MK + biases[items]

@@ -1,0 +1,123 @@
+"""What a sequential network is: a query for every place of a history, and a vector for every item.
+
+All of them score an item by ⟨query, vector of the item⟩ + bias of the item, so that one set of
+losses trains them, and what they have learned is written as embeddings. Shapes: B histories, L
+places, d the width, N items. Histories are padded on the left.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+#: What stands where a history has no item or event type.
+PADDING = -1
+
+
+class Histories(NamedTuple):
+    """Histories as the feed gives them.
+
+    Attributes
+    ----------
+    users : int64[B]
+    items : int64[B, L]
+        Item ids; :data:`PADDING` on the left.
+    event_types : int64[B, L]
+        Numbers of event types; :data:`PADDING` where ``items`` is.
+    gaps : int64[B, L]
+        Seconds since the event before; 0 for the first and in the padding.
+    """
+
+    users: Tensor
+    items: Tensor
+    event_types: Tensor
+    gaps: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """bool[B, L]: where there is an event."""
+        return self.items >= 0
+
+
+class Sizes(NamedTuple):
+    """What a network is built for; ``length`` is the longest history that it reads."""
+
+    num_users: int
+    num_items: int
+    num_event_types: int
+    length: int
+
+
+class Examples(NamedTuple):
+    """What is learned of a batch: at each place of ``inputs`` the item that is asked for.
+
+    ``targets`` int64[B, L] is :data:`PADDING` where nothing is asked.
+    """
+
+    inputs: Histories
+    targets: Tensor
+
+
+class Settings(BaseModel):
+    """Settings of a network; each has its own class of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SequenceNetwork(nn.Module):
+    """Base of all sequential networks.
+
+    Parameters
+    ----------
+    sizes
+        Of the data.
+    settings
+        An instance of the class's ``Settings``.
+    """
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, sizes: Sizes, settings: Any) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def states(self, histories: Histories) -> Tensor:
+        """Return float[B, L, d]: at each place the query for what is asked of it.
+
+        Of places in the padding nothing is promised.
+        """
+        raise NotImplementedError
+
+    def item_vectors(self) -> Tensor:
+        """Return float[N, d]."""
+        raise NotImplementedError
+
+    def item_biases(self) -> Tensor | None:
+        """Return float[N], or None where the score is the product alone."""
+        return None
+
+    def examples(
+        self, histories: Histories, wanted: Tensor, generator: torch.Generator
+    ) -> Examples:
+        """Return what is learned of a batch: by default at each place the item after it.
+
+        Parameters
+        ----------
+        histories
+            The batch.
+        wanted : bool[B, L]
+            Events whose items may be asked for; False for dislikes and in the padding.
+        generator
+            Of what is drawn at random; on the CPU.
+        """
+        items = histories.items
+        inputs = Histories(histories.users, *(part[:, :-1] for part in histories[1:]))
+        asked = wanted[:, 1:] & inputs.present
+        return Examples(inputs, torch.where(asked, items[:, 1:], PADDING))
+
+    def queries(self, histories: Histories) -> Tensor:
+        """Return float[B, d]: the query for what comes after each history (length > 0)."""
+        return self.states(histories)[:, -1]

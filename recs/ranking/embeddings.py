@@ -1,0 +1,96 @@
+"""Embeddings as a model: a user's vector against every item's, exactly and in blocks of users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recs.ranking.files import item_vector, load_array, write_arrays
+from recs.ranking.lists import Lists
+from recs.ranking.scoring import DenseScores, Reasons, no_reasons
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame
+
+
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """Scores item i for user u by ⟨vector of u, vector of i⟩ + bias of i.
+
+    The histories that it reads carry the users' vectors (:attr:`recs.ranking.lists.Lists.vectors`).
+
+    Attributes
+    ----------
+    name
+        Name of the model in every table.
+    vectors_path, biases_path
+        URIs of ``.npy`` files: float32[N, d] and float32[N], as :func:`write_embeddings` writes
+        them.
+    """
+
+    name: str
+    vectors_path: str
+    biases_path: str
+
+    def open(self) -> EmbeddingScorer:
+        return EmbeddingScorer(load_array(self.vectors_path), load_array(self.biases_path))
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingScorer:
+    """See :class:`EmbeddingModel`; ``vectors`` float32[N, d], ``biases`` float32[N]."""
+
+    vectors: np.ndarray
+    biases: np.ndarray
+
+    @property
+    def num_items(self) -> int:
+        return len(self.biases)
+
+    def sizes(self, histories: Lists) -> np.ndarray:
+        return np.full(histories.num_rows, self.num_items)
+
+    def scores(self, histories: Lists) -> DenseScores:
+        if histories.vectors is None:
+            raise ValueError("histories lack column vector: embeddings score by users' vectors")
+        vectors = histories.vectors
+        if not vectors.size:  # no user of the batch has one, so that their width is not known
+            return DenseScores(np.tile(self.biases, (histories.num_rows, 1)))
+        return DenseScores(vectors @ self.vectors.T + self.biases)
+
+    def reasons(self, histories: Lists, recommended: Lists, count: int) -> Reasons:
+        return no_reasons(recommended.items.size, count)
+
+
+def write_embeddings(
+    embeddings: DataFrame, folder: str, num_items: int, name: str
+) -> EmbeddingModel:
+    """Write ``embeddings`` (item_id, vector, bias) under ``folder``, in one Spark task.
+
+    Items without a row, which came after the training, are never recommended: their bias is -inf.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+
+    def arrays(table: pa.Table) -> dict[str, np.ndarray]:
+        item_ids = table.column("item_id").to_numpy()
+        given = item_vector(item_ids, np.ones(len(item_ids)), num_items, "bool")
+        flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors = np.zeros((num_items, flat.size // len(item_ids)), np.float32)
+        vectors[item_ids] = flat.reshape(len(item_ids), -1)
+        biases = np.full(num_items, -np.inf, np.float32)
+        biases[given] = item_vector(
+            item_ids, table.column("bias").to_numpy(), num_items, "float32"
+        )[given]
+        return {"vectors": vectors, "biases": biases}
+
+    paths = write_arrays(embeddings.select("item_id", "vector", "bias"), folder, arrays)
+    if not paths:
+        raise ValueError(f"model {name} has no item embeddings: run the stage embed first")
+    return EmbeddingModel(name, paths["vectors"], paths["biases"])

@@ -1,0 +1,290 @@
+"""Batches of a training set, as the plan says: two readers, and one feed over either.
+
+A reader only reads the files it is told to, in that order. What makes a batch (the order of rows,
+windows of long histories, empty places) is the plan's and the feed's, so that both readers give
+the same batches.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from recs.storage import filesystem
+from recs.training.dataset import ARRAYS, NUMBERS, Positives, TrainingSet
+from recs.training.plan import Plan, Step
+
+FeedName = Literal["petastorm", "arrow"]
+
+#: Columns of a file: int32[rows], or int32[rows, length of the file].
+Rows = dict[str, np.ndarray]
+
+_PADDING = {"gaps": 0}  # of other columns it is -1
+_WINDOWS = 3  # what a random generator is for; the plan has the numbers before
+_FILES_AHEAD, _FILES_AT_ONCE = 4, 16
+_BATCHES_AHEAD = 4
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """The rows of a batch that one rank gets.
+
+    Attributes
+    ----------
+    step : int
+        Number of the batch in the epoch.
+    places : int64[b]
+        Place of each row in the batch of all ranks.
+    columns : dict
+        int32[b] or int32[b, T]; a place that no row fills has -1 and a length of 0.
+    positives
+        Of the rows' users, where the feed was given any.
+    """
+
+    step: int
+    places: np.ndarray
+    columns: Rows
+    positives: Positives | None
+
+
+class Reader(Protocol):
+    """Reads the columns of Parquet files of one row group."""
+
+    def __init__(self, columns: Sequence[str]) -> None: ...
+
+    def read(self, uris: Iterable[str]) -> Iterator[Rows]:
+        """Return the rows of each file, in the order of the files."""
+
+
+class ArrowReader:
+    """Reads with pyarrow, some files ahead."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = list(columns)
+
+    def read(self, uris: Iterable[str]) -> Iterator[Rows]:
+        with ThreadPoolExecutor(2) as threads:
+            yield from _ahead(threads, self._read, iter(uris), _FILES_AHEAD)
+
+    def _read(self, uri: str) -> Rows:
+        import pyarrow.parquet as pq
+
+        fs, path = filesystem(uri)
+        with fs.open(path) as file:
+            table = pq.ParquetFile(file).read(columns=self._columns, use_threads=False)
+        rows = {}
+        for name in self._columns:
+            column = table.column(name).combine_chunks()
+            if name in ARRAYS:
+                flat = column.flatten().to_numpy(zero_copy_only=False)
+                rows[name] = flat.reshape(table.num_rows, -1)
+            else:
+                rows[name] = column.to_numpy(zero_copy_only=False)
+        return rows
+
+
+class PetastormReader:
+    """Reads with Petastorm's ``make_batch_reader``, whose own shuffling stays off.
+
+    It opens some files at a time, for it looks at all of them before it reads the first. One worker
+    thread keeps their order. Its reader may end before the last files, when its threads take turns
+    unluckily; those are read again.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._fields = [f"^{name}$" for name in columns]
+
+    def read(self, uris: Iterable[str]) -> Iterator[Rows]:
+        left = iter(uris)
+        groups = iter(lambda: list(islice(left, _FILES_AT_ONCE)), [])
+        with ThreadPoolExecutor(1) as thread:
+            for group in _ahead(thread, self._read_all, groups, 1):
+                yield from group
+
+    def _read_all(self, uris: list[str]) -> list[Rows]:
+        found: list[Rows] = []
+        while len(found) < len(uris):
+            found += self._read(uris[len(found) :])
+        return found
+
+    def _read(self, uris: list[str]) -> list[Rows]:
+        """Return the rows of the files, or of the first of them."""
+        from petastorm import make_batch_reader
+
+        with warnings.catch_warnings():
+            # Petastorm calls much of pyarrow that pyarrow will drop; its version is held for that.
+            warnings.simplefilter("ignore", FutureWarning)
+            reader = make_batch_reader(
+                [uri if "://" in uri else f"file://{uri}" for uri in uris],
+                schema_fields=self._fields,
+                shuffle_row_groups=False,
+                workers_count=1,
+                convert_early_to_numpy=True,
+            )
+            # As a context manager it would print a line each time.
+            try:
+                return [rows._asdict() for rows in reader]
+            finally:
+                reader.stop()
+                reader.join()
+
+
+READERS: dict[str, type[Reader]] = {"petastorm": PetastormReader, "arrow": ArrowReader}
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of one part of a training set, for one rank.
+
+    Parameters
+    ----------
+    training_set
+        What is read.
+    part
+        ``train`` or ``validation``.
+    plan
+        Of that part's files.
+    reader
+        ``petastorm`` or ``arrow``.
+    columns
+        Columns of the files.
+    window
+        Longest history of a batch: of a longer one a random part of so many events, another in
+        every epoch (its last events where the plan does not shuffle).
+    rank, num_ranks
+        Which ranks read, and which of them this is.
+    positives
+        All users' positives, to give each batch those of its users.
+    """
+
+    training_set: TrainingSet
+    part: str
+    plan: Plan
+    reader: FeedName
+    columns: tuple[str, ...]
+    window: int
+    rank: int = 0
+    num_ranks: int = 1
+    positives: Positives | None = None
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Return the batches of an epoch from step ``start`` on; a thread makes some ahead."""
+        return prefetch(lambda: self._batches(epoch, start), _BATCHES_AHEAD)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        plan = self.plan
+        rows_a_lane = plan.batch_size // plan.lanes
+        lanes = np.arange(self.rank, plan.lanes, self.num_ranks)
+        places = (lanes[:, None] * rows_a_lane + np.arange(rows_a_lane)).ravel()
+        reader = READERS[self.reader](self.columns)
+        read = reader.read(self._uris(plan.steps(epoch, self.rank, self.num_ranks, start)))
+        held: dict[int, Rows] = {}
+        for step in plan.steps(epoch, self.rank, self.num_ranks, start):
+            width = min(step.length, self.window)
+            columns = {name: self._empty(name, places.size, width) for name in self.columns}
+            for file, first, last, place in step.slices:
+                if file not in held:
+                    held[file] = self._prepare(next(read), epoch, file)
+                # Lanes of this rank lie every num_ranks-th, its rows end to end.
+                lane, offset = divmod(place, rows_a_lane)
+                at = lane // self.num_ranks * rows_a_lane + offset
+                for name, values in held[file].items():
+                    columns[name][at : at + last - first] = values[first:last]
+                if last == plan.files[file].rows:
+                    del held[file]
+            owned = None if self.positives is None else self.positives.of(columns["user_id"])
+            yield Batch(step.number, places, columns, owned)
+
+    def _uris(self, steps: Iterator[Step]) -> Iterator[str]:
+        """Return the files of the steps, each once, in the order of their first use."""
+        seen: set[int] = set()
+        for step in steps:
+            for cut in step.slices:
+                if cut.file not in seen:
+                    seen.add(cut.file)
+                    yield self.training_set.path(self.plan.files[cut.file].name)
+
+    def _prepare(self, rows: Rows, epoch: int, file: int) -> Rows:
+        """Put a file's rows in the epoch's order and cut long histories."""
+        order = self.plan.order(epoch, file)
+        length = self.plan.files[file].length
+        if length > self.window:
+            spare = np.maximum(rows["length"] - self.window, 0)
+            if self.plan.shuffle:
+                random = np.random.default_rng([self.plan.seed % 2**64, _WINDOWS, epoch, file])
+                spare -= random.integers(0, spare, endpoint=True, dtype=spare.dtype)
+            else:
+                spare[:] = 0
+            # So many of the last events are left out.
+            at = length - self.window - spare[:, None] + np.arange(self.window)
+            rows = {
+                name: np.take_along_axis(values, at, 1) if name in ARRAYS else values
+                for name, values in rows.items()
+            }
+            rows["length"] = np.minimum(rows["length"], self.window)
+        return {name: values[order] for name, values in rows.items()}
+
+    def _empty(self, name: str, size: int, width: int) -> np.ndarray:
+        shape = (size, width) if name in ARRAYS else (size,)
+        return np.full(shape, 0 if name == "length" else _PADDING.get(name, -1), np.int32)
+
+
+def columns_of(training_set: TrainingSet, part: str, arrays: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that a part's batches need: its numbers, and these arrays."""
+    numbers = [name for name in NUMBERS if name != "target" or part == "validation"]
+    return (*numbers, *(name for name in ARRAYS if name in set(arrays)))
+
+
+def prefetch(make: Callable[[], Iterator[T]], size: int) -> Iterator[T]:
+    """Return what an iterator gives, made up to ``size`` ahead in a thread of its own."""
+    made: queue.Queue[Any] = queue.Queue(size)
+    stopped = threading.Event()
+    done = object()
+
+    def put(value: Any) -> None:
+        while not stopped.is_set():
+            try:
+                return made.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for value in make():
+                put(value)
+                if stopped.is_set():
+                    return
+            put(done)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (value := made.get()) is not done:
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _ahead(
+    threads: ThreadPoolExecutor, work: Callable[[Any], T], values: Iterator[Any], size: int
+) -> Iterator[T]:
+    """Return ``work`` of each value in order, of up to ``size`` of them ahead."""
+    waiting = [threads.submit(work, value) for value in islice(values, size)]
+    while waiting:
+        result = waiting.pop(0).result()
+        waiting += [threads.submit(work, value) for value in islice(values, 1)]
+        yield result

@@ -1,0 +1,117 @@
+"""Start the training processes with TorchDistributor, after checking that they can start."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+import recs.training.worker
+from recs.storage import filesystem, join, remove_tree
+from recs.training.dataset import open_training_set
+from recs.training.plan import Plan
+from recs.training.settings import TrainingJob
+
+_TAIL = 2000
+
+
+class LaunchError(RuntimeError):
+    """Training that cannot start, or a process of it that failed."""
+
+
+def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
+    """Train with TorchDistributor and return the metrics of the run.
+
+    Raises
+    ------
+    LaunchError
+        If the cluster cannot run the processes, or one of them fails: with what it said last.
+    ValueError
+        If the settings do not fit the training set.
+    """
+    from pyspark.ml.torch.distributor import TorchDistributor
+
+    check(spark, job)
+    uri = join(job.folder, "job.json")
+    fs, path = filesystem(uri)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(path, job.model_dump_json(indent=1).encode())
+    remove_tree(join(job.folder, "errors"))
+    processes = job.processes
+    threads = processes.threads or max(1, (os.cpu_count() or 1) // processes.count)
+    if processes.local:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        TorchDistributor(
+            num_processes=processes.count, local_mode=processes.local, use_gpu=processes.gpu
+        ).run(recs.training.worker.__file__, uri)
+    except Exception as error:
+        raise LaunchError(f"training of {job.name} failed: {_reason(job) or error}") from error
+    fs, path = filesystem(join(job.folder, "metrics.json"))
+    if not fs.exists(path):
+        raise LaunchError(f"training of {job.name} ended without metrics: {_reason(job)}")
+    return dict(json.loads(fs.cat_file(path)))
+
+
+def check(spark: SparkSession, job: TrainingJob) -> None:
+    """Refuse a job that cannot start, saying why.
+
+    Raises
+    ------
+    LaunchError, ValueError
+        As :func:`launch`.
+    """
+    count, gpu, local = job.processes.count, job.processes.gpu, job.processes.local
+    manifest = open_training_set(job.training_set).manifest
+    plan = Plan(manifest.parts["train"], manifest.lanes, job.network.training.batch_size, job.seed)
+    next(plan.steps(0, 0, count), None)
+    if gpu and local:
+        import torch
+
+        if torch.cuda.device_count() < count:
+            raise LaunchError(
+                f"{count} processes need a GPU each, this machine has {torch.cuda.device_count()}: "
+                "give processes.count, processes.gpu=false, or processes.local=false"
+            )
+    if local:
+        return
+    conf = spark.sparkContext.getConf()
+    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise LaunchError(
+            "the processes of a training start together, which dynamic allocation does not allow: "
+            "set spark.dynamicAllocation.enabled=false"
+        )
+    tls = conf.get("spark.ssl.enabled", "false") == "true"
+    if tls and conf.get("pytorch.spark.distributor.ignoreSsl", "false") != "true":
+        raise LaunchError(
+            "TorchDistributor does not encrypt what the processes say to each other, but "
+            "spark.ssl.enabled is set: set pytorch.spark.distributor.ignoreSsl=true to accept that"
+        )
+    task_cpus = int(conf.get("spark.task.cpus", "1"))
+    slots = spark.sparkContext.defaultParallelism // task_cpus
+    if slots < count:
+        raise LaunchError(
+            f"{count} processes start together, the cluster has {slots} slots of {task_cpus} "
+            "cores: give fewer processes.count, or more executors"
+        )
+    if gpu:
+        amount = conf.get("spark.task.resource.gpu.amount", "")
+        if not amount or not math.isclose(float(amount), round(float(amount))):
+            raise LaunchError(
+                f"spark.task.resource.gpu.amount is {amount or 'not set'}: a training process "
+                "takes whole GPUs; set it to 1"
+            )
+
+
+def _reason(job: TrainingJob) -> str:
+    """Return what the first failed process said last."""
+    fs, path = filesystem(join(job.folder, "errors"))
+    if not fs.exists(path):
+        return ""
+    texts = [fs.cat_file(name).decode() for name in sorted(fs.ls(path, detail=False))]
+    # A process that waits for a failed one fails too, with a message of the connection.
+    told = [text for text in texts if "DistBackendError" not in text and "gloo" not in text]
+    return (told or texts or [""])[0][-_TAIL:].strip()

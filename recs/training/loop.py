@@ -1,0 +1,548 @@
+"""The training loop: the same updates for any number of processes, resumed at any step.
+
+A batch is the rows of all ranks together. Each rank computes the summed loss of its own, and the
+gradient is divided by what the whole batch asks for, so that ranks change nothing but the order of
+additions. What is random (dropout, negatives, masks) is drawn anew from (seed, step), so that a
+resumed run goes on as if it had never stopped; dropout and masks alone differ with the ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from recs.nn.losses import Loss, LossSettings
+from recs.nn.models import build
+from recs.nn.network import PADDING, Examples, Histories, SequenceNetwork, Sizes
+from recs.nn.samplers import Places, Previous, UserPositives
+from recs.storage import filesystem, join
+from recs.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from recs.training.dataset import ARRAYS, TrainingSet, open_training_set
+from recs.training.feeds import Batch, Feed, columns_of
+from recs.training.model_folder import save_model
+from recs.training.plan import Plan
+from recs.training.settings import Optimizer, TrainingJob
+
+log = logging.getLogger("recs")
+
+#: Histories of a lane that are ranked at once; the same for any number of ranks, so that the
+#: metric is too.
+_RANKED_A_LANE = 16
+#: Ranks up to here are counted one by one.
+_MOST_RANKS = 100
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on, such as one whose loss is no number."""
+
+
+class Reporter(Protocol):
+    """Is told of progress, on rank 0."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, examples_per_s: float) -> None:
+        """A step is done."""
+
+    def measured(self, epoch: int, metric: str, value: float) -> None:
+        """The validation metric was measured."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all ranks."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+class _Objective(nn.Module):
+    """Network and loss in one module, so that gradients of both meet in one backward pass."""
+
+    def __init__(self, network: SequenceNetwork, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, inputs: Histories, asked: Tensor, places: Places) -> Tensor:
+        """Return the summed loss of the asked places; ``asked`` bool[B, L] says where they are."""
+        queries = self.network.states(inputs)[asked]
+        weights = torch.ones(len(queries), device=queries.device)
+        vectors, biases = self.network.item_vectors(), self.network.item_biases()
+        return self.loss(queries, vectors, biases, weights, places)
+
+
+@dataclass
+class _Progress:
+    """Where training is, and the best that it has seen."""
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    misses: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(job: TrainingJob, ranks: Ranks, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Train a network, write its folder, and return its metrics.
+
+    Every rank calls this with the same job. A run that was stopped goes on from its newest whole
+    checkpoint.
+
+    Returns
+    -------
+    dict
+        ``validation`` (the best value, None where there are no validation events), ``best_epoch``,
+        ``epochs``, ``updates``, ``seconds`` and ``history``, a row an epoch.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is no finite number.
+    ValueError
+        If settings are unknown, or the batch size, lanes and ranks do not fit.
+    """
+    return _Trainer(job, ranks, reporter).run()
+
+
+class _Trainer:
+    def __init__(self, job: TrainingJob, ranks: Ranks, reporter: Reporter | None) -> None:
+        self.job, self.ranks, self.reporter = job, ranks, reporter
+        self.settings = job.network.training
+        self.data = open_training_set(job.training_set)
+        manifest = self.data.manifest
+        # A place asks for the item after it, so that L places take L + 1 events.
+        longest = manifest.length - 1
+        self.length = min(self.settings.length or longest, longest)
+        if self.length < 1:
+            raise ValueError("sequences of one event ask for nothing: give sequences.length > 1")
+        torch.manual_seed(job.seed)
+        sizes = Sizes(manifest.num_users, manifest.num_items, manifest.num_event_types, self.length)
+        self.network = build(job.name, sizes, job.network.model).to(ranks.device)
+        self.loss = make_loss(job.network.loss, self.data, job.seed).to(ranks.device)
+        objective: nn.Module = _Objective(self.network, self.loss)
+        if self.settings.compile:
+            objective = torch.compile(objective, dynamic=True)  # type: ignore[assignment]
+        self.objective = objective
+        if ranks.count > 1:
+            self.objective = DistributedDataParallel(objective, broadcast_buffers=False)
+        self.plan = self._plan("train", self.settings.batch_size, shuffle=True)
+        self.feed = self._feed("train", self.plan, self.length + 1)
+        lanes = manifest.lanes
+        self.measured = self._feed(
+            "validation",
+            self._plan("validation", lanes * _RANKED_A_LANE, shuffle=False),
+            self.length,
+        )
+        self.wanted = torch.zeros(manifest.num_event_types + 1, dtype=torch.bool)
+        self.wanted[manifest.positive_event_types] = True
+        self.wanted = self.wanted.to(ranks.device)  # padding (-1) reads the last: not wanted
+        self.optimizer = make_optimizer(self.settings.optimizer, self.network, ranks.device)
+        self.updates_an_epoch = max(1, self.plan.num_steps(0))
+        self.progress = _Progress()
+        self.best_weights: dict[str, Tensor] = {}
+        #: The network as the epoch before left it, where hard negatives are drawn by it.
+        self.previous: SequenceNetwork | None = None
+
+    # -- data -----------------------------------------------------------------------------------
+
+    def _plan(self, part: str, batch_size: int, *, shuffle: bool) -> Plan:
+        manifest = self.data.manifest
+        return Plan(manifest.parts[part], manifest.lanes, batch_size, self.job.seed, shuffle)
+
+    def _feed(self, part: str, plan: Plan, window: int) -> Feed:
+        return Feed(
+            self.data,
+            part,
+            plan,
+            self.settings.feed,
+            columns_of(self.data, part, ARRAYS),
+            window,
+            self.ranks.rank,
+            self.ranks.count,
+            self.data.positives(),
+        )
+
+    def _histories(self, batch: Batch) -> Histories:
+        def column(name: str) -> Tensor:
+            return torch.from_numpy(batch.columns[name]).to(self.ranks.device).long()
+
+        return Histories(column("user_id"), *(column(name) for name in ARRAYS))
+
+    def _positives(self, batch: Batch) -> UserPositives:
+        assert batch.positives is not None
+        device = self.ranks.device
+        offsets = torch.from_numpy(batch.positives.offsets).to(device)
+        return UserPositives(offsets, torch.from_numpy(batch.positives.items).to(device))
+
+    # -- training -------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        self._resume()
+        progress = self.progress
+        started = time.monotonic() - progress.seconds
+        while progress.epoch < self.settings.epochs and not self._has_ended():
+            self._epoch(started)
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            if progress.epoch % self.settings.validation.every == 0:
+                self._validate()
+            progress.seconds = time.monotonic() - started
+            self._save()
+        return self._finish()
+
+    def _has_ended(self) -> bool:
+        patience = self.settings.validation.patience
+        return patience is not None and self.progress.misses >= patience
+
+    def _epoch(self, started: float) -> None:
+        progress, rank_zero = self.progress, self.ranks.rank == 0
+        steps = self.plan.num_steps(progress.epoch)
+        if self.loss.reads_previous and progress.step == 0 and progress.epoch > 0:
+            self.previous = copy.deepcopy(self.network).eval()
+        self.network.train()
+        total, examples, since = 0.0, 0, time.monotonic()
+        for batch in self.feed.batches(progress.epoch, progress.step):
+            loss = self._step(batch)
+            total += loss
+            examples += self.settings.batch_size
+            progress.step += 1
+            progress.updates += 1
+            if rank_zero and self.reporter:
+                rate = examples / (time.monotonic() - since)
+                self.reporter.step(progress.epoch, progress.step, steps, loss, rate)
+            if progress.step < steps and progress.updates % self.settings.checkpoint_steps == 0:
+                progress.seconds = time.monotonic() - started
+                self._save()
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "loss": total / max(1, progress.step),
+                "examples_per_s": examples / (time.monotonic() - since),
+            }
+        )
+
+    def _step(self, batch: Batch) -> float:
+        """Make one update and return the mean loss of the whole batch."""
+        progress, ranks = self.progress, self.ranks
+        # All that is random at this step comes from here, whatever came before it.
+        torch.manual_seed(_mixed(self.job.seed, progress.updates, ranks.rank))
+        generator = torch.Generator().manual_seed(
+            _mixed(self.job.seed, progress.updates, ranks.rank + 2**32)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(progress.updates)
+        histories = self._histories(batch)
+        examples = self.network.examples(histories, self.wanted[histories.event_types], generator)
+        asked = examples.targets != PADDING
+        places = self._places(batch, examples, asked)
+        num_asked = ranks.sum(asked.sum().float()).clamp(min=1)
+        total = torch.zeros((), device=ranks.device)
+        parts = self.settings.accumulate
+        cuts = np.linspace(0, len(batch.places), parts + 1).astype(int).tolist()
+        for number, (first, last) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+            inputs = Histories(*(part[first:last] for part in examples.inputs))
+            with self._synced(number == parts - 1), self._cast():
+                loss = self.objective(inputs, asked[first:last], _part(places, first, last))
+            # DDP divides by the ranks; this takes it back, and divides by what was asked.
+            (loss * (ranks.count / num_asked)).backward()
+            total += loss.detach()
+        if self.settings.optimizer.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = float(ranks.sum(total) / num_asked)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss is {mean} at epoch {progress.epoch}, step {progress.step}: lower "
+                "optimizer.rate, or train with precision fp32"
+            )
+        return mean
+
+    def _places(self, batch: Batch, examples: Examples, asked: Tensor) -> Places:
+        """Return what is asked in this rank's rows."""
+        rows, columns = torch.nonzero(asked, as_tuple=True)
+        width = asked.shape[1]
+        # A place is numbered from the newest event, which trimmed padding does not move.
+        at = torch.from_numpy(batch.places).to(asked.device)[rows]
+        numbers = at * (self.length + 1) + width - 1 - columns
+        targets = examples.targets[rows, columns]
+        previous = None
+        if self.previous is not None:
+            with torch.no_grad():
+                queries = self.previous.states(examples.inputs)[asked]
+                vectors, biases = self.previous.item_vectors(), self.previous.item_biases()
+            previous = Previous(queries, vectors, biases)
+        pool = self._pool(numbers, targets) if self.loss.reads_pool else targets
+        return Places(
+            self.progress.updates, numbers, rows, targets, pool, self._positives(batch), previous
+        )
+
+    def _pool(self, numbers: Tensor, targets: Tensor) -> Tensor:
+        """Return the targets of the whole batch, in the order of their places."""
+        if self.ranks.count > 1:
+            gathered: list[Any] = [None] * self.ranks.count
+            dist.all_gather_object(gathered, (numbers.cpu(), targets.cpu()))
+            numbers, targets = (torch.cat(parts) for parts in zip(*gathered, strict=True))
+        return targets[torch.argsort(numbers)].to(self.ranks.device)
+
+    def _synced(self, last: bool) -> Any:
+        if last or not isinstance(self.objective, DistributedDataParallel):
+            return nullcontext()
+        return self.objective.no_sync()
+
+    def _cast(self) -> Any:
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, torch.bfloat16)
+
+    def _rate(self, update: int) -> float:
+        settings = self.settings.optimizer
+        total = self.updates_an_epoch * self.settings.epochs
+        return settings.rate * rate_factor(settings, update, total)
+
+    # -- validation -----------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        counts = self.ranks.sum(self._rank_counts())
+        users = int(counts.sum())
+        if not users:
+            return
+        settings, progress = self.settings.validation, self.progress
+        hits = counts[1 : settings.k + 1].double().cpu()
+        places = torch.arange(1, len(hits) + 1, dtype=torch.float64)
+        gains = 1 / torch.log2(places + 1) if settings.metric == "ndcg" else torch.ones(len(hits))
+        value = float((hits * gains).sum() / users)
+        name = f"{settings.metric}@{settings.k}"
+        progress.history[-1][name] = value
+        if self.ranks.rank == 0 and self.reporter:
+            self.reporter.measured(progress.epoch - 1, name, value)
+        if value > progress.best:
+            progress.best, progress.best_epoch, progress.misses = value, progress.epoch - 1, 0
+            self.best_weights = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.network.state_dict().items()
+            }
+        else:
+            progress.misses += 1
+
+    @torch.no_grad()
+    def _rank_counts(self) -> Tensor:
+        """Return int64[1 + ranks]: how many targets have each rank, those beyond at 0.
+
+        Items that the user has wanted in training are left out; equal scores count against the
+        target.
+        """
+        self.network.eval()
+        vectors, biases = self.network.item_vectors().float(), self.network.item_biases()
+        counts = torch.zeros(_MOST_RANKS + 1, dtype=torch.int64, device=self.ranks.device)
+        for batch in self.measured.batches(0):
+            histories = self._histories(batch)
+            targets = torch.from_numpy(batch.columns["target"]).to(self.ranks.device).long()
+            seen = self._positives(batch)
+            owners = torch.repeat_interleave(
+                torch.arange(len(targets), device=targets.device), seen.offsets.diff()
+            )
+            for first in range(0, len(targets), _RANKED_A_LANE):
+                rows = slice(first, first + _RANKED_A_LANE)
+                real = targets[rows] >= 0
+                if not real.any():
+                    continue
+                queries = self.network.queries(Histories(*(part[rows] for part in histories)))
+                scores = queries.float() @ vectors.T
+                if biases is not None:
+                    scores = scores + biases.float()
+                goal = targets[rows].clamp(min=0)[:, None]
+                found = scores.gather(1, goal)
+                own = (owners >= first) & (owners < first + _RANKED_A_LANE)
+                scores[owners[own] - first, seen.items[own].long()] = -math.inf
+                scores.scatter_(1, goal, -math.inf)
+                ranks = 1 + (scores >= found).sum(1)[real]
+                counts += torch.bincount(
+                    torch.where(ranks <= _MOST_RANKS, ranks, 0), minlength=_MOST_RANKS + 1
+                )
+        self.network.train()
+        return counts
+
+    # -- checkpoints and the end ----------------------------------------------------------------
+
+    @property
+    def _checkpoints(self) -> str:
+        return join(self.job.folder, "checkpoints")
+
+    def _save(self) -> None:
+        if self.ranks.rank == 0:
+            tensors = {"weights": dict(self.network.state_dict()), "best": self.best_weights}
+            if self.previous is not None:
+                tensors["previous"] = dict(self.previous.state_dict())
+            tensors["optimizer"], groups = _flat(self.optimizer.state_dict())
+            state = {"progress": vars(self.progress), "job": self._identity(), "groups": groups}
+            checkpoint = Checkpoint(tensors, state)
+            save_checkpoint(
+                self._checkpoints,
+                self.progress.updates,
+                checkpoint,
+                self.settings.keep_checkpoints,
+            )
+        if self.ranks.count > 1:
+            dist.barrier()
+
+    def _resume(self) -> None:
+        found = load_checkpoint(self._checkpoints)
+        if found is None:
+            return
+        if found.state["job"] != self._identity():
+            raise ValueError(
+                f"{self._checkpoints} holds checkpoints of other settings or data: give another "
+                "run_id, or remove them"
+            )
+        self.network.load_state_dict(found.tensors["weights"])
+        self.best_weights = found.tensors.get("best", {})
+        if "previous" in found.tensors:
+            self.previous = copy.deepcopy(self.network).eval()
+            self.previous.load_state_dict(found.tensors["previous"])
+        self.optimizer.load_state_dict(
+            _nested(found.tensors.get("optimizer", {}), found.state["groups"])
+        )
+        self.progress = _Progress(**found.state["progress"])
+        log.info("resumed", extra={"epoch": self.progress.epoch, "step": self.progress.step})
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must have in common with the run that goes on from it."""
+        identity = self.job.model_dump(mode="json", exclude={"folder", "processes"})
+        return dict(json.loads(json.dumps(identity)))
+
+    def _finish(self) -> dict[str, Any]:
+        progress = self.progress
+        if self.best_weights:
+            self.network.load_state_dict(self.best_weights)
+        metrics = {
+            "validation": progress.best if progress.best_epoch >= 0 else None,
+            "best_epoch": progress.best_epoch,
+            "epochs": progress.epoch,
+            "updates": progress.updates,
+            "seconds": progress.seconds,
+            "history": progress.history,
+        }
+        if self.ranks.rank == 0:
+            save_model(
+                join(self.job.folder, "model"),
+                self.network,
+                name=self.job.name,
+                settings=self.job.network.model,
+                versions=self.job.versions,
+            )
+            fs, path = filesystem(join(self.job.folder, "metrics.json"))
+            fs.pipe_file(path, json.dumps(metrics, indent=1).encode())
+        if self.ranks.count > 1:
+            dist.barrier()
+        return metrics
+
+
+def make_loss(settings: Mapping[str, Any], data: TrainingSet, seed: int) -> Loss:
+    """Return the loss of these settings; by default the full cross-entropy.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or cannot be.
+    """
+    try:
+        made = TypeAdapter(LossSettings).validate_python({"name": "cross_entropy", **settings})
+    except ValidationError as error:
+        reasons = (f"loss.{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+        raise ValueError("; ".join(reasons)) from None
+    counts = torch.from_numpy(np.array(data.train_events()))
+    return Loss(made, data.manifest.num_items, seed, counts)
+
+
+def make_optimizer(
+    settings: Optimizer, network: nn.Module, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimizer of all parameters; vectors and biases are not decayed."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "adagrad":
+        return torch.optim.Adagrad(groups, lr=settings.rate)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    # One kernel for all parameters: on small networks most of a step is the optimizer otherwise.
+    return kind(groups, lr=settings.rate, betas=settings.betas, fused=True)
+
+
+def rate_factor(settings: Optimizer, update: int, total: int) -> float:
+    """Return the share of the learning rate at an update of ``total``.
+
+    >>> rate_factor(Optimizer(warm_up_steps=4, decay="linear"), 1, 10)
+    0.5
+    """
+    if update < settings.warm_up_steps:
+        return (update + 1) / settings.warm_up_steps
+    left = (update - settings.warm_up_steps) / max(1, total - settings.warm_up_steps)
+    if settings.decay == "linear":
+        return max(0.0, 1 - left)
+    if settings.decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
+    return 1.0
+
+
+def _part(places: Places, first: int, last: int) -> Places:
+    """Return the places of rows ``first`` to ``last`` (exclusive), rows counted from ``first``."""
+    assert places.positives is not None
+    own = (places.owners >= first) & (places.owners < last)
+    offsets, items = places.positives
+    begin, end = offsets[first], offsets[last]
+    previous = places.previous
+    return places._replace(
+        numbers=places.numbers[own],
+        owners=places.owners[own] - first,
+        targets=places.targets[own],
+        positives=UserPositives(offsets[first : last + 1] - begin, items[begin:end]),
+        previous=previous and previous._replace(queries=previous.queries[own]),
+    )
+
+
+def _mixed(seed: int, update: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed % 2**64, update, rank]).generate_state(1, np.uint64)[0])
+
+
+def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return an optimizer's tensors by ``number.name``, and its groups."""
+    tensors = {
+        f"{number}.{name}": value
+        for number, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _nested(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    return {"state": state, "param_groups": groups}

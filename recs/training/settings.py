@@ -1,0 +1,162 @@
+"""How a network is trained: settings that need neither Spark nor torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_Positive = Annotated[int, Field(gt=0)]
+_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(_Strict):
+    """AdamW, Adam or Adagrad, with a rate that warms up and falls.
+
+    Attributes
+    ----------
+    rate
+        Learning rate after the warm-up.
+    warm_up_steps
+        Steps over which it rises from 0.
+    decay
+        ``cosine`` or ``linear`` to 0 over the epochs, or ``constant``.
+    clip
+        Largest norm of all gradients; None leaves them as they are.
+    """
+
+    name: Literal["adamw", "adam", "adagrad"] = "adamw"
+    rate: _Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[_Share, _Share] = (0.9, 0.98)
+    warm_up_steps: Annotated[int, Field(ge=0)] = 100
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: _Rate | None = 5.0
+
+
+class Validation(_Strict):
+    """The metric on validation events by which training stops, of full ranking.
+
+    Attributes
+    ----------
+    every
+        Epochs between two measurements.
+    patience
+        Measurements without a new best after which training stops; None: never.
+    """
+
+    metric: Literal["ndcg", "hr"] = "ndcg"
+    k: _Positive = 10
+    every: _Positive = 1
+    patience: _Positive | None = 10
+
+
+class Training(_Strict):
+    """How long, how fast and on what a network is trained.
+
+    Attributes
+    ----------
+    length
+        Longest history that the network reads; of a longer one a random part, another in every
+        epoch. None: that of the sequences.
+    batch_size
+        Histories of a step over all processes; a multiple of ``export.lanes``.
+    accumulate
+        Parts that a process takes its share of a batch in, one after the other.
+    precision
+        ``bf16`` computes products in bfloat16; weights stay float32.
+    checkpoint_steps
+        Steps between two checkpoints; one is written at the end of each epoch too.
+    keep_checkpoints
+        Newest so many are kept.
+    timeout_minutes
+        A process that others wait for so long has failed.
+    """
+
+    epochs: _Positive = 20
+    batch_size: _Positive = 128
+    accumulate: _Positive = 1
+    length: _Positive | None = None
+    feed: Literal["petastorm", "arrow"] = "petastorm"
+    optimizer: Optimizer = Optimizer()
+    validation: Validation = Validation()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpoint_steps: _Positive = 1000
+    keep_checkpoints: _Positive = 2
+    timeout_minutes: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Network(_Strict):
+    """A network of the pipeline, by its name in :mod:`recs.nn.models`.
+
+    Attributes
+    ----------
+    model
+        Settings of the model, as its class names them.
+    loss
+        Settings of :mod:`recs.nn.losses`.
+    """
+
+    model: dict[str, Any] = {}
+    loss: dict[str, Any] = {}
+    training: Training = Training()
+
+
+class Processes(_Strict):
+    """What training runs on.
+
+    Attributes
+    ----------
+    count
+        Processes; on GPUs one each.
+    gpu
+        Whether each has a GPU.
+    local
+        True starts them on the driver's machine, False as tasks of the cluster.
+    threads
+        Threads of a process for products; None shares the machine's cores out (``local``).
+    """
+
+    count: _Positive = 1
+    gpu: bool = False
+    local: bool = True
+    threads: _Positive | None = None
+
+
+class TrainingJob(_Strict):
+    """Everything that the processes are told.
+
+    Attributes
+    ----------
+    name
+        Of the model in :mod:`recs.nn.models`.
+    training_set
+        URI of the folder of the training set.
+    folder
+        URI of the folder that the model is written to, with checkpoints while it is trained.
+    versions
+        What the model is of: versions of the vocabularies and the run.
+    """
+
+    name: str
+    training_set: str
+    folder: str
+    network: Network
+    processes: Processes
+    seed: int
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _batch_is_shared(self) -> TrainingJob:
+        size, count = self.network.training.batch_size, self.processes.count
+        if size % count:
+            raise ValueError(
+                f"batch_size {size} cannot be shared by {count} processes: give a multiple"
+            )
+        return self

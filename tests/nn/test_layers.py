@@ -1,0 +1,62 @@
+"""Blocks that the networks share, one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recs.nn.layers import Dropout, Lookup, Positions, UserLookup, visible
+from recs.nn.network import PADDING
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean(share: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(3, 33_333, requires_grad=True)
+    y = Dropout(share)(x)
+    kept = y != 0
+    deviation = (share * (1 - share) / x.numel()) ** 0.5
+    assert abs(kept.double().mean().item() - (1 - share)) < 5 * deviation
+    expected = torch.full_like(y[kept], 1 / (1 - share))
+    torch.testing.assert_close(y[kept], expected, rtol=1e-4, atol=0)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+
+
+def test_dropout_is_drawn_by_the_seed_and_in_training_alone() -> None:
+    dropout, x = Dropout(0.5), torch.ones(1001)
+    torch.manual_seed(1)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(1)
+    assert torch.equal(first, dropout(x)) and not torch.equal(first, second)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_lookup_of_padding_is_zero_and_learns_nothing() -> None:
+    lookup = Lookup(3, 2)
+    found = lookup(torch.tensor([[PADDING, 0], [2, PADDING]]))
+    assert torch.equal(found[1, 0], lookup.weight[2])
+    assert (found[0, 0] == 0).all() and (found[1, 1] == 0).all()
+    lookup(torch.tensor([PADDING, 1])).sum().backward()
+    assert lookup.weight.grad is not None
+    assert lookup.weight.grad.tolist() == [[0, 0], [1, 1], [0, 0]]
+    users = UserLookup(3, 2)(torch.tensor([2, 3, 99]))
+    assert (users[0] != 0).all() and (users[1:] == 0).all()
+
+
+def test_positions_count_from_the_newest() -> None:
+    for positions in (Positions(6, 4, "learned"), Positions(6, 4, "fixed")):
+        assert torch.equal(positions(6)[2:], positions(4))
+    fixed = Positions(6, 4, "fixed")(3)
+    assert fixed[-1].tolist() == [0, 1, 0, 1]
+    one = torch.tensor([1.0, 0.01])
+    expected = torch.stack([one.sin(), one.cos()], dim=1).flatten()
+    torch.testing.assert_close(fixed[-2], expected)
+
+
+def test_places_see_events_before_them_and_themselves() -> None:
+    present = torch.tensor([[False, True, True]])
+    causal = [[True, False, False], [False, True, False], [False, True, True]]
+    assert visible(present, causal=True)[0, 0].tolist() == causal
+    both = [[True, True, True], [False, True, True], [False, True, True]]
+    assert visible(present, causal=False)[0, 0].tolist() == both

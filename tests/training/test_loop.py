@@ -1,0 +1,304 @@
+"""The loop: the same weights for any number of processes, and for a run that was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import recs.training.worker
+from recs.nn.network import Histories
+from recs.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    read_folder,
+    save_checkpoint,
+)
+from recs.training.dataset import TrainingSet
+from recs.training.loop import Ranks, TrainingError, train
+from recs.training.model_folder import ModelFolderError, load_model
+from recs.training.settings import Network, Optimizer, Processes, Training, TrainingJob, Validation
+
+MODEL = {"dim": 16, "dropout": 0.0}
+
+
+def job_of(
+    training_set: TrainingSet,
+    folder: str,
+    *,
+    name: str = "sasrec",
+    loss: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    **training: Any,
+) -> TrainingJob:
+    settings = {
+        "epochs": 3,
+        "batch_size": 16,
+        "feed": "arrow",
+        "optimizer": Optimizer(rate=3e-3, warm_up_steps=5),
+        **training,
+    }
+    network = Network(model=MODEL | (model or {}), loss=loss or {}, training=Training(**settings))
+    return TrainingJob(
+        name=name,
+        training_set=training_set.folder,
+        folder=folder,
+        network=network,
+        processes=Processes(threads=1),
+        seed=3,
+    )
+
+
+def run(job: TrainingJob, processes: int) -> subprocess.Popen[str]:
+    """Start the worker script as torchrun does, without Spark."""
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(job.model_dump_json())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [*command, recs.training.worker.__file__, str(folder / "job.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def weights_of(folder: str) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "model" / "weights.safetensors")
+
+
+def scores_of(folder: str) -> Tensor:
+    """Return what a trained network says of some histories.
+
+    Not its weights: the gradient of an attention's key bias is nothing but rounding, which Adam
+    makes whole steps of.
+    """
+    network, _ = load_model(f"{folder}/model")
+    items = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        queries = network.queries(Histories(torch.arange(2), items, items * 0, items * 0))
+        return queries @ network.item_vectors().T
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class TestTraining:
+    def test_learns_what_follows_what(self, training_set: TrainingSet, folder: str) -> None:
+        metrics = train(job_of(training_set, folder, epochs=15, model={"dim": 32}), Ranks())
+        assert metrics["validation"] > 0.8
+        losses = [row["loss"] for row in metrics["history"]]
+        assert losses[-1] < losses[0] / 2
+
+    @pytest.mark.parametrize(
+        "name, loss",
+        [
+            ("bert4rec", {"name": "sampled_cross_entropy"}),
+            ("gru4rec", {"name": "bpr_max"}),
+            ("sasrec", {"name": "bce", "sampler": {"name": "hard", "negatives": 2, "top": 5}}),
+            ("sasrec", {"name": "in_batch_softmax"}),
+            ("fpmc", {"name": "bpr"}),
+        ],
+    )
+    def test_models_and_losses_go_together(
+        self, training_set: TrainingSet, folder: str, name: str, loss: dict[str, Any]
+    ) -> None:
+        train(job_of(training_set, folder, name=name, loss=loss, epochs=2), Ranks())
+        network, _ = load_model(f"{folder}/model")
+        assert all(torch.isfinite(p).all() for p in network.parameters())
+
+    def test_parts_of_a_batch_make_the_same_updates(
+        self, training_set: TrainingSet, tmp_path: Path
+    ) -> None:
+        loss = {"name": "bce", "sampler": {"name": "uniform", "negatives": 4}}
+        for parts in (1, 4):
+            job = job_of(training_set, str(tmp_path / str(parts)), loss=loss, accumulate=parts)
+            train(job, Ranks())
+        whole, parted = (scores_of(str(tmp_path / str(parts))) for parts in (1, 4))
+        assert torch.allclose(whole, parted, rtol=0, atol=1e-4)
+
+    def test_stops_when_nothing_gets_better(self, training_set: TrainingSet, folder: str) -> None:
+        # At this rate nothing is learned, so that the first measurement stays the best.
+        job = job_of(
+            training_set,
+            folder,
+            epochs=9,
+            optimizer=Optimizer(rate=1e-12),
+            validation=Validation(patience=2),
+        )
+        assert train(job, Ranks())["epochs"] == 3
+
+    def test_a_loss_that_is_no_number_is_told(self, training_set: TrainingSet, folder: str) -> None:
+        job = job_of(training_set, folder, optimizer=Optimizer(rate=1e30, clip=None))
+        with pytest.raises(TrainingError, match=r"lower optimizer\.rate"):
+            train(job, Ranks())
+
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            ({"model": {"width": 3}}, "width"),
+            ({"loss": {"name": "bce", "negatives": 3}}, "loss"),
+            ({"name": "sasreck"}, "sasrec"),
+            ({"batch_size": 6}, "multiple of 4"),
+        ],
+    )
+    def test_settings_that_cannot_be_are_refused(
+        self, training_set: TrainingSet, folder: str, settings: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            train(job_of(training_set, folder, **settings), Ranks())
+
+
+class TestProcesses:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            {"name": "bce", "sampler": {"name": "uniform", "negatives": 3}},
+            {"name": "in_batch_softmax"},
+        ],
+    )
+    def test_two_make_the_updates_of_one(
+        self, training_set: TrainingSet, tmp_path: Path, loss: dict[str, Any]
+    ) -> None:
+        train(job_of(training_set, str(tmp_path / "one"), loss=loss), Ranks())
+        process = run(job_of(training_set, str(tmp_path / "two"), loss=loss), 2)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        assert "epoch 3, validation ndcg@10" in output
+        # Sums over ranks are added up in another order: scores differ in the last digits.
+        one, two = (scores_of(str(tmp_path / name)) for name in ("one", "two"))
+        assert one.abs().max() > 0.1 and torch.allclose(one, two, rtol=0, atol=1e-4)
+
+    def test_any_number_measures_the_same(self, training_set: TrainingSet, tmp_path: Path) -> None:
+        found = []
+        for processes in (1, 2, 4):
+            folder = tmp_path / str(processes)
+            # So slow that weights stay what they were drawn as, the same for all.
+            job = job_of(training_set, str(folder), epochs=1, optimizer=Optimizer(rate=1e-30))
+            process = run(job, processes)
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output
+            (line,) = [text for text in output.splitlines() if "validation" in text]
+            metrics = json.loads((folder / "metrics.json").read_text())
+            found.append((line, metrics["validation"]))
+        assert len(set(found)) == 1
+
+    def test_what_a_process_fails_of_is_written_down(
+        self, training_set: TrainingSet, folder: str
+    ) -> None:
+        process = run(job_of(training_set, folder, model={"width": 3}), 2)
+        process.communicate(timeout=200)
+        assert process.returncode != 0
+        assert "width" in (Path(folder) / "errors" / "rank-0.txt").read_text()
+
+
+class TestResuming:
+    def test_a_killed_run_ends_as_an_unbroken_one(
+        self, training_set: TrainingSet, tmp_path: Path
+    ) -> None:
+        settings: dict[str, Any] = {
+            "epochs": 6,
+            "checkpoint_steps": 2,
+            "model": {"dropout": 0.3},
+            "loss": {"name": "bce", "sampler": {"name": "hard", "top": 5}},
+        }
+        train(job_of(training_set, str(tmp_path / "whole"), **settings), Ranks())
+        folder = tmp_path / "broken"
+        for step in (4, 18, 22):  # in the first epoch, between two, and in the third
+            process = run(job_of(training_set, str(folder), **settings), 1)
+            reached = folder / "checkpoints"
+            deadline = time.monotonic() + 100
+            while not any(
+                int(path.name[5:]) >= step for path in reached.glob("step-*") if reached.exists()
+            ):
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.005)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        resumed = run(job_of(training_set, str(folder), **settings), 1)
+        output, _ = resumed.communicate(timeout=200)
+        assert resumed.returncode == 0 and "resumed" in output
+        whole, broken = weights_of(str(tmp_path / "whole")), weights_of(str(folder))
+        assert all(torch.equal(tensor, broken[name]) for name, tensor in whole.items())
+
+    def test_checkpoints_of_other_settings_are_refused(
+        self, training_set: TrainingSet, folder: str
+    ) -> None:
+        train(job_of(training_set, folder, epochs=1), Ranks())
+        with pytest.raises(ValueError, match="other settings"):
+            train(job_of(training_set, folder, epochs=2), Ranks())
+
+
+class TestCheckpoints:
+    @staticmethod
+    def checkpoint(value: float) -> Checkpoint:
+        return Checkpoint({"weights": {"w": torch.full((3,), value)}}, {"value": value})
+
+    def test_the_newest_is_read_and_old_ones_go(self, folder: str) -> None:
+        for step in (5, 10, 15):
+            save_checkpoint(folder, step, self.checkpoint(step), keep=2)
+        found = load_checkpoint(folder)
+        assert found is not None and found.state == {"value": 15}
+        assert torch.equal(found.tensors["weights"]["w"], torch.full((3,), 15.0))
+        assert sorted(path.name for path in Path(folder).iterdir()) == ["step-10", "step-15"]
+
+    @pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
+    @pytest.mark.parametrize("damage", ["torn", "lost", "changed"])
+    def test_a_damaged_one_is_passed_over(self, folder: str, name: str, damage: str) -> None:
+        for step in (5, 10):
+            save_checkpoint(folder, step, self.checkpoint(step), keep=2)
+        path = Path(folder) / "step-10" / name
+        content = path.read_bytes()
+        if damage == "lost":
+            path.unlink()
+        elif damage == "torn":
+            path.write_bytes(content[: len(content) // 2])
+        else:
+            path.write_bytes(b"\0" + content[1:])
+        with pytest.raises(CheckpointError):
+            read_folder(str(path.parent))
+        found = load_checkpoint(folder)
+        assert found is not None and found.state == {"value": 5}
+
+    def test_none_is_none(self, folder: str) -> None:
+        assert load_checkpoint(folder) is None
+
+
+class TestModelFolder:
+    def test_holds_the_network_and_what_it_is_of(
+        self, training_set: TrainingSet, folder: str
+    ) -> None:
+        job = job_of(training_set, folder, epochs=1).model_copy(
+            update={"versions": {"item_ids": "4"}}
+        )
+        train(job, Ranks())
+        network, versions = load_model(f"{folder}/model")
+        assert versions == {"item_ids": "4"} and not network.training
+        for name, tensor in weights_of(folder).items():
+            assert torch.equal(network.state_dict()[name], tensor)
+
+    def test_another_format_is_refused(self, training_set: TrainingSet, folder: str) -> None:
+        train(job_of(training_set, folder, epochs=1), Ranks())
+        from recs.training.checkpoint import write_folder
+
+        tensors, documents = read_folder(f"{folder}/model")
+        documents["config"]["format"] = 99
+        write_folder(f"{folder}/model", tensors, documents)
+        with pytest.raises(ModelFolderError, match="format 99"):
+            load_model(f"{folder}/model")
