@@ -14,6 +14,7 @@ from pyspark import cloudpickle
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from recs.matrix import write_csr
+from recs.ranking.embeddings import write_embeddings
 from recs.ranking.files import ItemCatalogue, save_array, write_catalogue
 from recs.ranking.jobs import rank, recommend, score
 from recs.ranking.lists import Lists, offsets_of
@@ -22,7 +23,7 @@ from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import DenseScores, Reasons, Recommender, SparseScores, no_reasons
 from recs.ranking.slim import SlimModel, SlimScorer
 
-USERS, ITEMS, K = 12, 30, 5
+USERS, ITEMS, K, WIDTH = 12, 30, 5, 4
 Build = Callable[[SparkSession, str], Recommender]
 
 
@@ -76,7 +77,21 @@ def _dense(spark: SparkSession, folder: str) -> Recommender:
     return Model()
 
 
-MODELS: dict[str, Build] = {"popularity": _popularity, "slim": _slim, "dense": _dense}
+def _embeddings(spark: SparkSession, folder: str) -> Recommender:
+    random = np.random.default_rng(6)
+    rows = [
+        (item, random.normal(size=WIDTH).tolist(), float(item % 3)) for item in range(ITEMS - 3)
+    ]
+    frame = spark.createDataFrame(rows, "item_id int, vector array<float>, bias float")
+    return write_embeddings(frame, f"{folder}/embeddings", ITEMS, "embeddings")
+
+
+MODELS: dict[str, Build] = {
+    "popularity": _popularity,
+    "slim": _slim,
+    "dense": _dense,
+    "embeddings": _embeddings,
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +113,7 @@ def catalogue(spark: SparkSession, folder: str) -> ItemCatalogue:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    """User 0 has no history."""
+    """User 0 has neither a history nor a vector."""
     random = np.random.default_rng(1)
     users = []
     for user in range(USERS):
@@ -109,6 +124,7 @@ def rows() -> list[dict]:
                 "user_id": user,
                 "history": history,
                 "values": [1.0 + n % 2 for n in range(len(history))],
+                "vector": random.normal(size=WIDTH).tolist() if user else None,
                 "seen": sorted(items[:6]),
                 "targets": items[6:8],
                 "positives": sorted(items[:8]),
@@ -120,8 +136,8 @@ def rows() -> list[dict]:
 
 def _frame(spark: SparkSession, rows: list[dict], partitions: int = 2) -> DataFrame:
     schema = (
-        "user_id int, history array<int>, values array<float>, seen array<int>, "
-        "targets array<int>, positives array<int>, candidates array<int>"
+        "user_id int, history array<int>, values array<float>, vector array<float>, "
+        "seen array<int>, targets array<int>, positives array<int>, candidates array<int>"
     )
     return spark.createDataFrame([Row(**row) for row in rows], schema).repartition(partitions)
 

@@ -1,0 +1,204 @@
+"""Networks in the pipeline: trained through TorchDistributor, embedded, ranked like any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from pipelines.run import STAGES, open_lake, run_stages, stages_of
+from recs.config import Config, ConfigError, load_config
+from recs.lake import Lake, LakeError
+from recs.runs import Ledger
+from recs.training.dataset import open_training_set
+from recs.training.launch import LaunchError, check
+from recs.training.model_folder import load_model
+from recs.training.settings import Network, Processes, Training, TrainingJob
+from tests.pipelines.delivery import configurer, deliver, make_delivery
+
+GIVEN = (
+    "models=popularity,sasrec,fpmc",
+    "sequences.length=8",
+    "export.lanes=2",
+    "processes.count=2",
+    "processes.threads=1",
+    *(
+        f"networks.{name}.training={{epochs: 3, batch_size: 8, feed: arrow}}"
+        for name in ("sasrec", "fpmc")
+    ),
+    *(f"networks.{name}.model.dim=16" for name in ("sasrec", "fpmc")),
+)
+Configure = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Configure, Lake, dict[str, Any]]:
+    """A lake with one finished backtest of two networks, each trained by two processes."""
+    folder = tmp_path_factory.mktemp("networks")
+    configure = configurer(make_delivery(folder / "data"), folder / "lake")
+    config = configure(*GIVEN, "run_id=first")
+    lake = open_lake(config)
+    return configure, lake, run_stages(stages_of(config), config, lake).document()
+
+
+def rows_of(lake: Lake, table: str) -> list[dict[str, Any]]:
+    version = Ledger(lake).versions()[lake.key(table)]
+    return [row.asDict(recursive=True) for row in lake.load(table, version).collect()]
+
+
+def test_networks_end_in_metrics_and_lists(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+) -> None:
+    configure, lake, document = finished
+    assert list(document["seconds"]) == [stage.name for stage in stages_of(configure(*GIVEN))]
+    assert {"export", "train", "embed"} <= set(document["seconds"])
+    assert {row["model"] for row in document["metrics"]} == {"popularity", "sasrec", "fpmc"}
+    lists = [row for row in rows_of(lake, "recommendations") if row["model"] == "sasrec"]
+    assert {row["model_version"] for row in lists} == {"first"}
+    assert not any(row["fallback"] for row in lists)
+
+
+def test_scores_are_products_of_the_embeddings(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+) -> None:
+    _, lake, _ = finished
+    for name in ("sasrec", "fpmc"):
+        users = {r["user_id"]: r for r in rows_of(lake, "user_embeddings") if r["model"] == name}
+        items = {r["item_id"]: r for r in rows_of(lake, "item_embeddings") if r["model"] == name}
+        assert len(items) == 20 and len(users) == 30
+        for row in rows_of(lake, "recommendations"):
+            if row["model"] == name:
+                user, item = users[row["user_id"]], items[row["item_id"]]
+                product = sum(a * b for a, b in zip(user["vector"], item["vector"], strict=True))
+                assert row["score"] == pytest.approx(product + item["bias"], abs=1e-4)
+
+
+def test_the_training_set_names_the_versions_it_was_made_of(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+) -> None:
+    _, lake, _ = finished
+    (sasrec,) = [row for row in rows_of(lake, "trainings") if row["model"] == "sasrec"]
+    assert sasrec["metric"] == "ndcg@10" and sasrec["validation"] > 0
+    done = Ledger(lake).newest("export")
+    assert done is not None
+    manifest = open_training_set(sasrec["training_set"]).manifest
+    assert manifest.tables == done.inputs
+    _, versions = load_model(sasrec["path"])
+    assert versions == {table: str(version) for table, version in done.inputs.items()}
+
+
+def test_a_run_that_finished_training_takes_it_over(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+) -> None:
+    configure, lake, _ = finished
+    config = configure(*GIVEN, "run_id=first")
+    run_stages([STAGES["train"]], config, lake)
+    assert len(rows_of(lake, "trainings")) == 2
+
+
+def test_new_events_embed_only_the_users_that_have_them(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    data = make_delivery(tmp_path / "data")
+    configure = configurer(data, tmp_path / "lake")
+    serve = [given.replace("sasrec,fpmc", "sasrec") for given in GIVEN if ".fpmc." not in given]
+    config = configure(*serve, "mode=serve", "run_id=one")
+    lake = open_lake(config)
+    run_stages(stages_of(config), config, lake)
+    deliver(data, 2, range(28, 32))
+    config = configure(*serve, "mode=serve", "run_id=two")
+    names = ("ingest", "vocabulary", "split", "sequences", "embed")
+    run_stages([STAGES[name] for name in names], config, lake)
+    rows = rows_of(lake, "user_embeddings")
+    assert len(rows) == 32 == len({row["user_id"] for row in rows})
+    assert sum(row["run_id"] == "two" for row in rows) == 4
+    assert {row["model_version"] for row in rows} == {"one"}
+    anew = configure(*serve, "mode=serve", "run_id=three", "rebuild=true")
+    run_stages([STAGES["embed"]], anew, lake)
+    again = {row["user_id"]: row for row in rows_of(lake, "user_embeddings")}
+    for row in rows:
+        assert again[row["user_id"]]["last"] == row["last"]
+        assert again[row["user_id"]]["vector"] == pytest.approx(row["vector"], abs=1e-5)
+
+
+def test_stages_out_of_order_say_what_to_run(
+    spark: SparkSession, configured: Configure
+) -> None:
+    config = configured(*GIVEN)
+    lake = open_lake(config)
+    with pytest.raises(LakeError, match="run the stage export first"):
+        run_stages([STAGES["train"]], config, lake)
+    with pytest.raises(LakeError, match="run the stage train first"):
+        run_stages([STAGES["embed"]], config, lake)
+    with pytest.raises(ConfigError, match="add one of sasrec"):
+        run_stages([STAGES["train"]], configured(), lake)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("models=sasreck", "the nearest is 'sasrec'"),
+        ("networks.slim.loss.name=bce", "no network is called 'slim'"),
+        ("networks.sasrec.training.epochs=0", "networks.sasrec.training.epochs"),
+        ("networks.sasrec.trainings.epochs=1", "nearest known key is 'training'"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(
+    delivery: Path, given: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(delivery / "tiny.yaml", [f"data={delivery}", "root=x", given])
+
+
+class TestLaunch:
+    @pytest.fixture
+    def job(self, finished: tuple[Configure, Lake, dict[str, Any]], tmp_path: Path) -> TrainingJob:
+        _, lake, _ = finished
+        return TrainingJob(
+            name="sasrec",
+            training_set=rows_of(lake, "trainings")[0]["training_set"],
+            folder=str(tmp_path / "model"),
+            network=Network(training=Training(batch_size=8, feed="arrow")),
+            processes=Processes(),
+            seed=1,
+        )
+
+    @pytest.mark.parametrize(
+        "processes, message",
+        [
+            (Processes(count=4), "export.lanes"),
+            (Processes(count=2, local=False, gpu=True), "spark.task.resource.gpu.amount"),
+            (Processes(gpu=True), "processes.gpu=false"),
+        ],
+    )
+    def test_what_cannot_start_is_refused(
+        self, spark: SparkSession, job: TrainingJob, processes: Processes, message: str
+    ) -> None:
+        if processes.gpu and processes.local:
+            torch = pytest.importorskip("torch")
+            if torch.cuda.is_available():
+                pytest.skip("there is a GPU")
+        with pytest.raises((LaunchError, ValueError), match=message):
+            check(spark, job.model_copy(update={"processes": processes}))
+
+
+def test_embeddings_are_of_the_newest_events(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+) -> None:
+    _, lake, _ = finished
+    read = {
+        row["user_id"]: row["last"]
+        for row in rows_of(lake, "user_embeddings")
+        if row["model"] == "sasrec"
+    }
+    versions = Ledger(lake).versions()
+    interactions = lake.load("interactions", versions[lake.key("interactions")])
+    known = interactions.where("split <> 'test'").groupBy("user_id")
+    newest = known.agg(F.max("sequence").alias("last")).collect()
+    assert read == {row["user_id"]: row["last"] for row in newest}
