@@ -39,6 +39,10 @@ class EventSettings(Settings):
     dropout: DropoutShare = 0.2
     event_types: bool = False
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return ("items", "event_types") if self.event_types else ("items",)
+
 
 class EncoderSettings(EventSettings):
     """Settings of networks of self-attention.

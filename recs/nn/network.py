@@ -66,6 +66,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Fields of :class:`Histories` that the network reads, each an array a history."""
+        return ("items",)
+
 
 class SequenceNetwork(nn.Module):
     """Base of all sequential networks.
@@ -83,6 +88,7 @@ class SequenceNetwork(nn.Module):
     def __init__(self, sizes: Sizes, settings: Any) -> None:
         super().__init__()
         self.sizes = sizes
+        self.arrays: tuple[str, ...] = settings.arrays
 
     def states(self, histories: Histories) -> Tensor:
         """Return float[B, L, d]: at each place the query for what is asked of it.

@@ -148,6 +148,9 @@ class _Trainer:
         self.objective = objective
         if ranks.count > 1:
             self.objective = DistributedDataParallel(objective, broadcast_buffers=False)
+        # Types are read too where some events are not wanted.
+        unwanted = len(manifest.positive_event_types) < manifest.num_event_types
+        self.arrays = {*self.network.arrays, *(["event_types"] if unwanted else [])}
         self.plan = self._plan("train", self.settings.batch_size, shuffle=True)
         self.feed = self._feed("train", self.plan, self.length + 1)
         lanes = manifest.lanes
@@ -178,7 +181,7 @@ class _Trainer:
             part,
             plan,
             self.settings.feed,
-            columns_of(self.data, part, ARRAYS),
+            columns_of(self.data, part, self.arrays),
             window,
             self.ranks.rank,
             self.ranks.count,
@@ -189,7 +192,11 @@ class _Trainer:
         def column(name: str) -> Tensor:
             return torch.from_numpy(batch.columns[name]).to(self.ranks.device).long()
 
-        return Histories(column("user_id"), *(column(name) for name in ARRAYS))
+        items = column("items")
+        # Arrays that nobody reads: of one type, and no time between events.
+        unread = torch.zeros((), dtype=torch.int64, device=items.device).expand_as(items)
+        others = (column(name) if name in self.arrays else unread for name in ARRAYS[1:])
+        return Histories(column("user_id"), items, *others)
 
     def _positives(self, batch: Batch) -> UserPositives:
         assert batch.positives is not None
@@ -254,7 +261,10 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.updates)
         histories = self._histories(batch)
-        examples = self.network.examples(histories, self.wanted[histories.event_types], generator)
+        wanted = histories.present
+        if "event_types" in self.arrays:
+            wanted = wanted & self.wanted[histories.event_types]
+        examples = self.network.examples(histories, wanted, generator)
         asked = examples.targets != PADDING
         places = self._places(batch, examples, asked)
         num_asked = ranks.sum(asked.sum().float()).clamp(min=1)
