@@ -6,9 +6,8 @@
   feed, batches of 512 made and thrown away; the files are in the page cache, as they are from the
   second epoch on.
 - SASRec: the same generated histories of 50 items, 64 wide, 2 blocks of 1 head, batches of 128, full
-  cross-entropy over 5,000 items, Adam; each library's own loop and data loader, an epoch to warm up
-  and then three. RecTools' attention drops weights as the paper's does; here nothing is dropped in
-  either.
+  cross-entropy over 5,000 items, Adam, no dropout; each library's own loop and data loader, an epoch
+  to warm up and then three.
 - Two processes against one: the same loop under torchrun, one thread a process.
 """
 
@@ -211,9 +210,7 @@ def main() -> None:
     )
     work = Path(given.get("work") or tempfile.mkdtemp(prefix="recs-training-"))
     rng = np.random.default_rng(0)
-    large = export_set(
-        work / "feeds", rng.integers(0, NUM_ITEMS, (rows, LENGTH), dtype=np.int32)
-    )
+    large = export_set(work / "feeds", rng.integers(0, NUM_ITEMS, (rows, LENGTH), dtype=np.int32))
     walks = (rng.integers(0, NUM_ITEMS, (histories, 1)) + np.arange(LENGTH) * 7) % NUM_ITEMS
     small = export_set(work / "walks", walks.astype(np.int32))
     get_session().stop()
@@ -228,9 +225,7 @@ def main() -> None:
     }
     one, two = (our_rate_of_processes(small, work / f"{n}-processes", n) for n in (1, 2))
     figures |= {"one_process_examples_per_s": one, "two_processes_examples_per_s": two}
-    report(
-        "training", figures, {"vs_best_peer": ours / theirs, "two_processes_vs_one": two / one}
-    )
+    report("training", figures, {"vs_best_peer": ours / theirs, "two_processes_vs_one": two / one})
 
 
 if __name__ == "__main__":

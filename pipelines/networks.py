@@ -27,6 +27,7 @@ _KEPT_SETS = 2
 def run_export(job: Job) -> None:
     """Write the training set of this run: training sequences, and validation events to stop by."""
     config, events = job.config, job.config.events
+    num_users, num_items = job.num_users(), job.num_items()
     sequences, interactions = job.read("sequences"), job.read("interactions")
     train = sequences.where(F.col("upto") == "train")
     measured = export.with_targets(train, interactions)
@@ -40,8 +41,8 @@ def run_export(job: Job) -> None:
         job.read("catalogue"),
         job.lake.location.training_set(config.mode, job.run.run_id),
         tables=job.run.inputs,
-        num_users=job.num_users(),
-        num_items=job.num_items(),
+        num_users=num_users,
+        num_items=num_items,
         event_type_ids={row["event_type"]: row["event_type_id"] for row in types},
         positive=positive,
         lanes=config.export.lanes,
@@ -66,10 +67,11 @@ def run_train(job: Job) -> None:
     A run that was killed goes on from the checkpoints that it left, if it is started again with its
     run_id.
     """
+    names = _networks(job)
     exported = Ledger(job.lake).newest("export")
     if exported is None:
         raise LakeError("there is no training set: run the stage export first")
-    rows = [_train(job, name, exported) for name in _networks(job)]
+    rows = [_train(job, name, exported) for name in names]
     columns = [c for c in TABLES["trainings"].columns if c.name in rows[0]]
     schema = ", ".join(f"{column.name} {column.type}" for column in columns)
     values = [[row[column.name] for column in columns] for row in rows]

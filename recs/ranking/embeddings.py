@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+#: Users of a product. Always as many, since the last digit of a sum depends on the shapes: so that a
+#: user's scores do not depend on who else is scored.
+_USERS_AT_ONCE = 64
+
+
 @dataclass(frozen=True)
 class EmbeddingModel:
     """Scores item i for user u by ⟨vector of u, vector of i⟩ + bias of i.
@@ -59,7 +64,14 @@ class EmbeddingScorer:
         vectors = histories.vectors
         if not vectors.size:  # no user of the batch has one, so that their width is not known
             return DenseScores(np.tile(self.biases, (histories.num_rows, 1)))
-        return DenseScores(vectors @ self.vectors.T + self.biases)
+        scores = np.empty((len(vectors), self.num_items), np.float32)
+        block = np.zeros((_USERS_AT_ONCE, vectors.shape[1]), np.float32)
+        for first in range(0, len(vectors), _USERS_AT_ONCE):
+            rows = vectors[first : first + _USERS_AT_ONCE]
+            block[: len(rows)] = rows
+            scores[first : first + len(rows)] = (block @ self.vectors.T)[: len(rows)]
+        scores += self.biases
+        return DenseScores(scores)
 
     def reasons(self, histories: Lists, recommended: Lists, count: int) -> Reasons:
         return no_reasons(recommended.items.size, count)

@@ -110,9 +110,7 @@ class Plan:
                 "as a multiple of the processes"
             )
         buckets = self._deal(epoch)
-        order = np.concatenate(
-            [np.full(steps, number, np.int32) for number, (_, _, steps) in enumerate(buckets)]
-        )
+        order = np.repeat(np.arange(len(buckets)), [steps for _, _, steps in buckets])
         if self.shuffle:
             self._generator(_STEPS, epoch).shuffle(order)
         done = np.zeros(len(buckets), np.int64)

@@ -21,16 +21,13 @@ from recs.training.settings import Network, Processes, Training, TrainingJob
 from tests.pipelines.delivery import configurer, deliver, make_delivery
 
 GIVEN = (
-    "models=popularity,sasrec,fpmc",
+    "models=popularity,sasrec",
     "sequences.length=8",
     "export.lanes=2",
     "processes.count=2",
     "processes.threads=1",
-    *(
-        f"networks.{name}.training={{epochs: 3, batch_size: 8, feed: arrow}}"
-        for name in ("sasrec", "fpmc")
-    ),
-    *(f"networks.{name}.model.dim=16" for name in ("sasrec", "fpmc")),
+    "networks.sasrec.training={epochs: 3, batch_size: 8}",
+    "networks.sasrec.model.dim=16",
 )
 Configure = Callable[..., Config]
 
@@ -39,7 +36,7 @@ Configure = Callable[..., Config]
 def finished(
     spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Configure, Lake, dict[str, Any]]:
-    """A lake with one finished backtest of two networks, each trained by two processes."""
+    """A lake with one finished backtest of a network that two processes have trained."""
     folder = tmp_path_factory.mktemp("networks")
     configure = configurer(make_delivery(folder / "data"), folder / "lake")
     config = configure(*GIVEN, "run_id=first")
@@ -58,7 +55,7 @@ def test_networks_end_in_metrics_and_lists(
     configure, lake, document = finished
     assert list(document["seconds"]) == [stage.name for stage in stages_of(configure(*GIVEN))]
     assert {"export", "train", "embed"} <= set(document["seconds"])
-    assert {row["model"] for row in document["metrics"]} == {"popularity", "sasrec", "fpmc"}
+    assert {row["model"] for row in document["metrics"]} == {"popularity", "sasrec"}
     lists = [row for row in rows_of(lake, "recommendations") if row["model"] == "sasrec"]
     assert {row["model_version"] for row in lists} == {"first"}
     assert not any(row["fallback"] for row in lists)
@@ -68,22 +65,21 @@ def test_scores_are_products_of_the_embeddings(
     finished: tuple[Configure, Lake, dict[str, Any]],
 ) -> None:
     _, lake, _ = finished
-    for name in ("sasrec", "fpmc"):
-        users = {r["user_id"]: r for r in rows_of(lake, "user_embeddings") if r["model"] == name}
-        items = {r["item_id"]: r for r in rows_of(lake, "item_embeddings") if r["model"] == name}
-        assert len(items) == 20 and len(users) == 30
-        for row in rows_of(lake, "recommendations"):
-            if row["model"] == name:
-                user, item = users[row["user_id"]], items[row["item_id"]]
-                product = sum(a * b for a, b in zip(user["vector"], item["vector"], strict=True))
-                assert row["score"] == pytest.approx(product + item["bias"], abs=1e-4)
+    users = {row["user_id"]: row for row in rows_of(lake, "user_embeddings")}
+    items = {row["item_id"]: row for row in rows_of(lake, "item_embeddings")}
+    assert len(items) == 20 and len(users) == 30
+    for row in rows_of(lake, "recommendations"):
+        if row["model"] == "sasrec":
+            user, item = users[row["user_id"]], items[row["item_id"]]
+            product = sum(a * b for a, b in zip(user["vector"], item["vector"], strict=True))
+            assert row["score"] == pytest.approx(product + item["bias"], abs=1e-4)
 
 
 def test_the_training_set_names_the_versions_it_was_made_of(
     finished: tuple[Configure, Lake, dict[str, Any]],
 ) -> None:
     _, lake, _ = finished
-    (sasrec,) = [row for row in rows_of(lake, "trainings") if row["model"] == "sasrec"]
+    (sasrec,) = rows_of(lake, "trainings")
     assert sasrec["metric"] == "ndcg@10" and sasrec["validation"] > 0
     done = Ledger(lake).newest("export")
     assert done is not None
@@ -99,7 +95,7 @@ def test_a_run_that_finished_training_takes_it_over(
     configure, lake, _ = finished
     config = configure(*GIVEN, "run_id=first")
     run_stages([STAGES["train"]], config, lake)
-    assert len(rows_of(lake, "trainings")) == 2
+    assert len(rows_of(lake, "trainings")) == 1
 
 
 def test_new_events_embed_only_the_users_that_have_them(
@@ -107,19 +103,19 @@ def test_new_events_embed_only_the_users_that_have_them(
 ) -> None:
     data = make_delivery(tmp_path / "data")
     configure = configurer(data, tmp_path / "lake")
-    serve = [given.replace("sasrec,fpmc", "sasrec") for given in GIVEN if ".fpmc." not in given]
-    config = configure(*serve, "mode=serve", "run_id=one")
+    serve = (*GIVEN, "mode=serve", "processes.count=1", "networks.sasrec.training.feed=arrow")
+    config = configure(*serve, "run_id=one")
     lake = open_lake(config)
     run_stages(stages_of(config), config, lake)
     deliver(data, 2, range(28, 32))
-    config = configure(*serve, "mode=serve", "run_id=two")
+    config = configure(*serve, "run_id=two")
     names = ("ingest", "vocabulary", "split", "sequences", "embed")
     run_stages([STAGES[name] for name in names], config, lake)
     rows = rows_of(lake, "user_embeddings")
     assert len(rows) == 32 == len({row["user_id"] for row in rows})
     assert sum(row["run_id"] == "two" for row in rows) == 4
     assert {row["model_version"] for row in rows} == {"one"}
-    anew = configure(*serve, "mode=serve", "run_id=three", "rebuild=true")
+    anew = configure(*serve, "run_id=three", "rebuild=true")
     run_stages([STAGES["embed"]], anew, lake)
     again = {row["user_id"]: row for row in rows_of(lake, "user_embeddings")}
     for row in rows:
@@ -127,9 +123,7 @@ def test_new_events_embed_only_the_users_that_have_them(
         assert again[row["user_id"]]["vector"] == pytest.approx(row["vector"], abs=1e-5)
 
 
-def test_stages_out_of_order_say_what_to_run(
-    spark: SparkSession, configured: Configure
-) -> None:
+def test_stages_out_of_order_say_what_to_run(spark: SparkSession, configured: Configure) -> None:
     config = configured(*GIVEN)
     lake = open_lake(config)
     with pytest.raises(LakeError, match="run the stage export first"):
@@ -192,11 +186,7 @@ def test_embeddings_are_of_the_newest_events(
     finished: tuple[Configure, Lake, dict[str, Any]],
 ) -> None:
     _, lake, _ = finished
-    read = {
-        row["user_id"]: row["last"]
-        for row in rows_of(lake, "user_embeddings")
-        if row["model"] == "sasrec"
-    }
+    read = {row["user_id"]: row["last"] for row in rows_of(lake, "user_embeddings")}
     versions = Ledger(lake).versions()
     interactions = lake.load("interactions", versions[lake.key("interactions")])
     known = interactions.where("split <> 'test'").groupBy("user_id")

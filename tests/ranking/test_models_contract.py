@@ -233,6 +233,7 @@ def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
         offsets_of(lengths),
         np.array(sum((row["history"] for row in rows), []), np.int32),
         np.array(sum((row["values"] for row in rows), []), np.float32),
+        np.array([row["vector"] or [0.0] * WIDTH for row in rows], np.float32),
     )
     sizes = scorer.sizes(histories)
     assert sizes.shape == (USERS,)

@@ -28,9 +28,7 @@ def feed_of(
     plan = Plan(manifest.parts[part], manifest.lanes, batch_size, seed=5, shuffle=shuffle)
     columns = columns_of(training_set, part, ARRAYS)
     positives = training_set.positives()
-    return Feed(
-        training_set, part, plan, reader, columns, window, rank, num_ranks, positives
-    )
+    return Feed(training_set, part, plan, reader, columns, window, rank, num_ranks, positives)
 
 
 def rows_of(batches: list[Batch]) -> list[tuple[int, ...]]:
@@ -144,16 +142,12 @@ class TestFeeds:
     ) -> None:
         targets = {}
         for batch in feed_of(training_set, reader, part="validation", shuffle=False).batches(0):
-            for user, target in zip(
-                batch.columns["user_id"], batch.columns["target"], strict=True
-            ):
+            for user, target in zip(batch.columns["user_id"], batch.columns["target"], strict=True):
                 if user >= 0:
                     targets[int(user)] = int(target)
         assert targets == {user: items[-1] for user, items in enumerate(histories())}
 
-    def test_a_failure_to_read_is_raised(
-        self, training_set: TrainingSet, reader: FeedName
-    ) -> None:
+    def test_a_failure_to_read_is_raised(self, training_set: TrainingSet, reader: FeedName) -> None:
         feed = feed_of(training_set, reader)
         lost = [file._replace(name="lost.parquet") for file in feed.plan.files]
         plan = Plan(lost, LANES, 16, seed=5)
