@@ -5,9 +5,9 @@
 - Feeds: a training set of int32[50] histories, all of full length, read through once by each
   feed, batches of 512 made and thrown away; the files are in the page cache, as they are from the
   second epoch on.
-- SASRec: the same generated histories of 50 items, 64 wide, 2 blocks of 1 head, batches of 128, full
-  cross-entropy over 5,000 items, Adam, no dropout; each library's own loop and data loader, an epoch
-  to warm up and then three.
+- SASRec: the same generated histories of 50 items, 64 wide, 2 blocks of 1 head, batches of 128,
+  full cross-entropy over 5,000 items, Adam, no dropout; each library's own loop and data loader, an
+  epoch to warm up and then three.
 - Two processes against one: the same loop under torchrun, one thread a process.
 """
 

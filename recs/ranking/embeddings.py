@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-#: Users of a product. Always as many, since the last digit of a sum depends on the shapes: so that a
-#: user's scores do not depend on who else is scored.
+#: Users of a product: always as many, for the last digits of sums depend on the shapes, and no
+#: user's scores may depend on who else is scored.
 _USERS_AT_ONCE = 64
 
 

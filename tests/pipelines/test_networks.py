@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,24 +100,21 @@ def test_a_run_that_finished_training_takes_it_over(
 
 
 def test_new_events_embed_only_the_users_that_have_them(
-    spark: SparkSession, tmp_path: Path
+    finished: tuple[Configure, Lake, dict[str, Any]], tmp_path: Path
 ) -> None:
-    data = make_delivery(tmp_path / "data")
-    configure = configurer(data, tmp_path / "lake")
-    serve = (*GIVEN, "mode=serve", "processes.count=1", "networks.sasrec.training.feed=arrow")
-    config = configure(*serve, "run_id=one")
+    configure, lake, _ = finished
+    shutil.copytree(lake.location.root, tmp_path / "lake")
+    given = (*GIVEN, f"root={tmp_path}/lake")
+    config = configure(*given, "run_id=second")
+    deliver(Path(str(config.data)), 2, range(28, 32))
     lake = open_lake(config)
-    run_stages(stages_of(config), config, lake)
-    deliver(data, 2, range(28, 32))
-    config = configure(*serve, "run_id=two")
     names = ("ingest", "vocabulary", "split", "sequences", "embed")
     run_stages([STAGES[name] for name in names], config, lake)
     rows = rows_of(lake, "user_embeddings")
     assert len(rows) == 32 == len({row["user_id"] for row in rows})
-    assert sum(row["run_id"] == "two" for row in rows) == 4
-    assert {row["model_version"] for row in rows} == {"one"}
-    anew = configure(*serve, "run_id=three", "rebuild=true")
-    run_stages([STAGES["embed"]], anew, lake)
+    assert sum(row["run_id"] == "second" for row in rows) == 4
+    assert {row["model_version"] for row in rows} == {"first"}
+    run_stages([STAGES["embed"]], configure(*given, "run_id=third", "rebuild=true"), lake)
     again = {row["user_id"]: row for row in rows_of(lake, "user_embeddings")}
     for row in rows:
         assert again[row["user_id"]]["last"] == row["last"]
