@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from recs.config import ConfigError
-from recs.storage import filesystem, join
+from recs.storage import filesystem, join, write_file
 
 #: Says what a folder holds, so that two logs are never mixed in one; Spark reads no such name.
 _NOTE = "_generated.json"
@@ -178,7 +178,4 @@ def _note(folder: str) -> dict[str, Any]:
 
 
 def _put_note(folder: str, note: dict[str, Any]) -> None:
-    fs, path = filesystem(join(folder, _NOTE))
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    fs.pipe_file(f"{path}.part", json.dumps(note, indent=1).encode())
-    fs.mv(f"{path}.part", path)
+    write_file(join(folder, _NOTE), json.dumps(note, indent=1).encode())

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recs.storage import filesystem, join
+from recs.storage import filesystem, join, read_file, write_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -261,9 +261,7 @@ def write_array(folder: str, name: str, array: np.ndarray) -> None:
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
     """Write ``folder/manifest.json``: from here on the folder is whole."""
-    fs, path = filesystem(join(folder, "manifest.json"))
-    with fs.open(path, "wb") as file:
-        file.write(json.dumps(manifest).encode())
+    write_file(join(folder, "manifest.json"), json.dumps(manifest).encode())
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -278,13 +276,10 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 
 def _manifest_text(folder: str) -> str:
-    fs, path = filesystem(join(folder, "manifest.json"))
-    try:
-        with fs.open(path, "rb") as file:
-            return file.read().decode()
-    except FileNotFoundError:
-        problem = f"{folder} holds no finished matrix (no manifest.json); write it again"
-        raise MatrixError(problem) from None
+    content = read_file(join(folder, "manifest.json"))
+    if content is None:
+        raise MatrixError(f"{folder} holds no finished matrix (no manifest.json); write it again")
+    return content.decode()
 
 
 # A host's cache.

@@ -101,6 +101,20 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, fs._strip_protocol(protocol + uri[len(scheme) :])
 
 
+def write_file(uri: str, content: bytes) -> None:
+    """Write a file, whole or not at all; its folders are made."""
+    fs, path = filesystem(uri)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(f"{path}.part", content)
+    fs.mv(f"{path}.part", path)
+
+
+def read_file(uri: str) -> bytes | None:
+    """Return a file's content; None where there is none."""
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path)) if fs.exists(path) else None
+
+
 def _scheme(uri: str) -> str:
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else ""

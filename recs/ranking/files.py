@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from recs.storage import filesystem, join
+from recs.storage import filesystem, join, write_file
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -161,10 +161,7 @@ def save_array(array: np.ndarray, folder: str, name: str) -> str:
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()[:16]
     uri = join(folder, f"{name}-{digest}.npy")
-    fs, path = filesystem(uri)
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    fs.pipe_file(f"{path}.part", content)
-    fs.mv(f"{path}.part", path)
+    write_file(uri, content)
     return uri
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from recs.storage import filesystem, join, remove_tree
+from recs.storage import filesystem, join, read_file, remove_tree, write_file
 
 log = logging.getLogger("recs")
 
@@ -57,10 +57,7 @@ def write_folder(
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents[_MANIFEST] = json.dumps({"sha256": hashes}, indent=1).encode()
     for name, content in contents.items():  # the manifest is the last
-        fs, path = filesystem(join(folder, name))
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.pipe_file(f"{path}.part", content)
-        fs.mv(f"{path}.part", path)
+        write_file(join(folder, name), content)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -75,17 +72,16 @@ def read_folder(folder: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     CheckpointError
         If the manifest is missing or a file is not as it says.
     """
-    fs, path = filesystem(join(folder, _MANIFEST))
-    if not fs.exists(path):
+    manifest = read_file(join(folder, _MANIFEST))
+    if manifest is None:
         raise CheckpointError(f"{folder} has no {_MANIFEST}: it was never finished")
     try:
-        hashes = json.loads(fs.cat_file(path))["sha256"]
+        hashes = json.loads(manifest)["sha256"]
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{_MANIFEST} of {folder} is damaged: {error}") from error
     tensors, documents = {}, {}
     for name, expected in hashes.items():
-        fs, path = filesystem(join(folder, name))
-        content = fs.cat_file(path) if fs.exists(path) else b""
+        content = read_file(join(folder, name)) or b""
         if hashlib.sha256(content).hexdigest() != expected:
             raise CheckpointError(f"{name} of {folder} is not what {_MANIFEST} says: it is damaged")
         stem, _, kind = name.rpartition(".")

@@ -15,7 +15,7 @@ import numpy as np
 
 from recs.matrix import CsrFiles
 from recs.ranking.files import load_array
-from recs.storage import filesystem, join
+from recs.storage import join, read_file, write_file
 from recs.training.plan import File
 
 FORMAT = 1
@@ -117,9 +117,7 @@ class TrainingSet:
 
 def write_manifest(folder: str, manifest: Manifest) -> TrainingSet:
     """Make the folder a training set; its files are all there."""
-    fs, path = filesystem(join(folder, _MANIFEST))
-    fs.pipe_file(f"{path}.part", json.dumps(asdict(manifest), indent=1).encode())
-    fs.mv(f"{path}.part", path)
+    write_file(join(folder, _MANIFEST), json.dumps(asdict(manifest), indent=1).encode())
     return TrainingSet(folder, manifest)
 
 
@@ -131,12 +129,12 @@ def open_training_set(folder: str) -> TrainingSet:
     TrainingSetError
         If there is none, or it was written by another version of recs.
     """
-    fs, path = filesystem(join(folder, _MANIFEST))
-    if not fs.exists(path):
+    content = read_file(join(folder, _MANIFEST))
+    if content is None:
         raise TrainingSetError(
             f"{folder} holds no training set ({_MANIFEST} is missing): run the stage export first"
         )
-    values: dict[str, Any] = json.loads(fs.cat_file(path))
+    values: dict[str, Any] = json.loads(content)
     if values.get("format") != FORMAT:
         raise TrainingSetError(
             f"training set {folder} has format {values.get('format')}, this recs reads {FORMAT}: "

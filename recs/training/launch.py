@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 import recs.training.worker
-from recs.storage import filesystem, join, remove_tree
+from recs.storage import filesystem, join, read_file, remove_tree, write_file
 from recs.training.dataset import open_training_set
 from recs.training.plan import Plan
 from recs.training.settings import TrainingJob
@@ -36,10 +36,9 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
 
     check(spark, job)
     uri = join(job.folder, "job.json")
-    fs, path = filesystem(uri)
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    fs.pipe_file(path, job.model_dump_json(indent=1).encode())
-    remove_tree(join(job.folder, "errors"))
+    write_file(uri, job.model_dump_json(indent=1).encode())
+    for told in ("errors", "metrics.json"):  # by an earlier attempt
+        remove_tree(join(job.folder, told))
     processes = job.processes
     threads = processes.threads or max(1, (os.cpu_count() or 1) // processes.count)
     if processes.local:
@@ -50,10 +49,10 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
         ).run(recs.training.worker.__file__, uri)
     except Exception as error:
         raise LaunchError(f"training of {job.name} failed: {_reason(job) or error}") from error
-    fs, path = filesystem(join(job.folder, "metrics.json"))
-    if not fs.exists(path):
+    metrics = read_file(join(job.folder, "metrics.json"))
+    if metrics is None:
         raise LaunchError(f"training of {job.name} ended without metrics: {_reason(job)}")
-    return dict(json.loads(fs.cat_file(path)))
+    return dict(json.loads(metrics))
 
 
 def check(spark: SparkSession, job: TrainingJob) -> None:

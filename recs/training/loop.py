@@ -29,7 +29,7 @@ from recs.nn.losses import Loss, LossSettings
 from recs.nn.models import build
 from recs.nn.network import PADDING, Examples, Histories, SequenceNetwork, Sizes
 from recs.nn.samplers import Places, Previous, UserPositives
-from recs.storage import filesystem, join
+from recs.storage import join, write_file
 from recs.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from recs.training.dataset import ARRAYS, TrainingSet, open_training_set
 from recs.training.feeds import Batch, Feed, columns_of
@@ -463,8 +463,8 @@ class _Trainer:
                 settings=self.job.network.model,
                 versions=self.job.versions,
             )
-            fs, path = filesystem(join(self.job.folder, "metrics.json"))
-            fs.pipe_file(path, json.dumps(metrics, indent=1).encode())
+            content = json.dumps(metrics, indent=1).encode()
+            write_file(join(self.job.folder, "metrics.json"), content)
         if self.ranks.count > 1:
             dist.barrier()
         return metrics

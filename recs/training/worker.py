@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from recs.storage import filesystem, join, redact_text
+from recs.storage import filesystem, join, redact_text, write_file
 from recs.training.loop import Ranks, train
 from recs.training.settings import TrainingJob
 
@@ -87,9 +87,7 @@ def main(arguments: list[str]) -> None:
     except BaseException as error:
         # The launcher reads this: what torchrun prints of a failure does not say why.
         text = redact_text(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-        fs, path = filesystem(join(job.folder, "errors", f"rank-{rank}.txt"))
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.pipe_file(path, text.encode())
+        write_file(join(job.folder, "errors", f"rank-{rank}.txt"), text.encode())
         raise
 
 
