@@ -99,6 +99,7 @@ def test_a_run_that_finished_training_takes_it_over(
     assert len(rows_of(lake, "trainings")) == 1
 
 
+@pytest.mark.slow
 def test_new_events_embed_only_the_users_that_have_them(
     finished: tuple[Configure, Lake, dict[str, Any]], tmp_path: Path
 ) -> None:
