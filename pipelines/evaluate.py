@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from pipelines.models import MODELS
+from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.prepare import read_histories
 from recs.config import Config, Gate
 from recs.data.histories import with_targets
@@ -149,10 +149,7 @@ EVALUATE = Stage(
         "items",
         "user_ids",
         "item_ids",
-        "popularity",
-        "item_weights",
-        "item_embeddings",
-        "user_embeddings",
+        *MODEL_TABLES,
     ),
     writes=("ranks", "metrics", "metric_differences"),
     settings=("mode", "seed", "models", "evaluate", "recommend"),

@@ -132,6 +132,9 @@ def _name(name: str, job: Job) -> str:
 
 _FIT_SETTINGS = ("mode", "seed", "split", "evaluate")
 
+#: Tables that models are opened from, for the stages that read them.
+MODEL_TABLES = ("popularity", "item_weights", "item_embeddings", "user_embeddings")
+
 MODELS: dict[str, PipelineModel] = {
     model.name: model
     for model in (

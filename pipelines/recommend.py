@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from pipelines.models import MODELS
+from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.prepare import read_histories
 from recs.ranking.files import write_catalogue
 from recs.ranking.jobs import recommend
@@ -49,10 +49,7 @@ RECOMMEND = Stage(
         "catalogue",
         "user_ids",
         "item_ids",
-        "popularity",
-        "item_weights",
-        "item_embeddings",
-        "user_embeddings",
+        *MODEL_TABLES,
     ),
     writes=("recommendations",),
     settings=("mode", "models", "recommend", "evaluate"),

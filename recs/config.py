@@ -22,7 +22,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -30,6 +29,7 @@ from pydantic import (
 )
 
 from recs.nn.models import MODELS
+from recs.settings import Strict
 from recs.storage import StorageError, check_uri, join, redact_text
 from recs.training.settings import Network, Processes
 
@@ -59,16 +59,12 @@ ModelName = Annotated[str, _one_of(MODEL_NAMES, "model")]
 NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Source(_Strict):
+class Source(Strict):
     """Files or a table to read.
 
     Attributes
@@ -95,7 +91,7 @@ class Source(_Strict):
         return [self.path] if isinstance(self.path, str) else self.path
 
 
-class EventColumns(_Strict):
+class EventColumns(Strict):
     """Which column of the data plays which role.
 
     ``timestamp`` has no default: data without times says so with ``timestamp: null`` and is ordered
@@ -130,7 +126,7 @@ class EventSource(Source):
         return self
 
 
-class EventType(_Strict):
+class EventType(Strict):
     """A kind of event: what it weighs, and what it says of the user and the item.
 
     ``positive``: wanted; ``negative``: not wanted, never recommended again; ``shown``: put
@@ -141,7 +137,7 @@ class EventType(_Strict):
     polarity: Literal["positive", "negative", "shown"] = "positive"
 
 
-class Events(_Strict):
+class Events(Strict):
     """What is delivered, and what is accepted of it."""
 
     sources: list[EventSource] = Field(min_length=1)
@@ -190,7 +186,7 @@ class UserSource(Source):
     attributes: list[str] = []
 
 
-class Split(_Strict):
+class Split(Strict):
     """How events become training, validation and test.
 
     Attributes
@@ -232,7 +228,7 @@ class Split(_Strict):
         return self
 
 
-class Slim(_Strict):
+class Slim(Strict):
     """SLIM's objective, how exactly it is solved, and in which memory.
 
     Attributes
@@ -275,7 +271,7 @@ class Slim(_Strict):
     warm_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.03
 
 
-class Sequences(_Strict):
+class Sequences(Strict):
     """How a user's events become rows of one fixed length, for sequential models.
 
     Attributes
@@ -298,7 +294,7 @@ class Sequences(_Strict):
     event_types: list[str] | None = None
 
 
-class NegativeRule(_Strict):
+class NegativeRule(Strict):
     """A column of items in which a negative must equal its positive.
 
     Attributes
@@ -313,7 +309,7 @@ class NegativeRule(_Strict):
     edges: list[float] | None = None
 
 
-class Negatives(_Strict):
+class Negatives(Strict):
     """Items that stand against each positive event in training.
 
     Attributes
@@ -340,7 +336,7 @@ class Negatives(_Strict):
     shortage: Literal["fewer", "error"] = "fewer"
 
 
-class Sequentiality(_Strict):
+class Sequentiality(Strict):
     """How the rules of a log are counted, and how often its histories are shuffled.
 
     Attributes
@@ -358,7 +354,7 @@ class Sequentiality(_Strict):
     shuffles: PositiveInt = 5
 
 
-class Export(_Strict):
+class Export(Strict):
     """What networks are trained on, as files.
 
     Attributes
@@ -374,13 +370,13 @@ class Export(_Strict):
     validation_users: PositiveInt = 20_000
 
 
-class Popularity(_Strict):
+class Popularity(Strict):
     """Popularity: positive events of an item, of all times or the last ``days``."""
 
     days: PositiveInt | None = None
 
 
-class Recommend(_Strict):
+class Recommend(Strict):
     """The lists."""
 
     k: PositiveInt = 20
@@ -388,7 +384,7 @@ class Recommend(_Strict):
     why: Annotated[int, Field(ge=0)] = 3
 
 
-class Gate(_Strict):
+class Gate(Strict):
     """A metric that must not fall below a value; a backtest that misses it fails, and says so."""
 
     model: ModelName
@@ -404,7 +400,7 @@ class Gate(_Strict):
         return f"{self.metric}{at} of {self.model} ({self.protocol})"
 
 
-class Evaluate(_Strict):
+class Evaluate(Strict):
     """What is measured.
 
     ``split: test`` fits on training and validation events and ranks the test targets;
@@ -420,7 +416,7 @@ class Evaluate(_Strict):
     gates: list[Gate] = []
 
 
-class TuneSlim(_Strict):
+class TuneSlim(Strict):
     """The grid that ``recs tune slim`` searches on validation events."""
 
     l1: list[NonNegative] = [1.0, 2.0, 5.0, 10.0]
@@ -430,7 +426,7 @@ class TuneSlim(_Strict):
     k: PositiveInt = 10
 
 
-class Config(_Strict):
+class Config(Strict):
     """Everything a pipeline needs."""
 
     name: str

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recs.nn.samplers import (
@@ -30,6 +30,7 @@ from recs.nn.samplers import (
     collisions,
     make_sampler,
 )
+from recs.settings import Strict
 
 #: Logits that full cross-entropy holds at once: what stays in a CPU's cache, and what keeps a GPU
 #: busy.
@@ -354,18 +355,14 @@ def _tile(M: int, N: int, chunk: int | None, device: torch.device) -> tuple[int,
 # --- settings, and the loss of a batch ---
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CrossEntropySettings(_Settings):
+class CrossEntropySettings(Strict):
     """:func:`full_cross_entropy`; ``chunk`` is the places at once, null for a fitting number."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
     chunk: PositiveInt | None = None
 
 
-class _Sampled(_Settings):
+class _Sampled(Strict):
     """Settings of losses over sampled negatives."""
 
     sampler: SamplerSettings = UniformSettings()
@@ -432,7 +429,7 @@ class Top1MaxSettings(_Sampled):
 Correction = Literal["none", "logq", "importance"]
 
 
-class SampledCrossEntropySettings(_Settings):
+class SampledCrossEntropySettings(Strict):
     """:func:`sampled_cross_entropy` of any sampler."""
 
     name: Literal["sampled_cross_entropy"] = "sampled_cross_entropy"
@@ -440,7 +437,7 @@ class SampledCrossEntropySettings(_Settings):
     correction: Correction = "logq"
 
 
-class InBatchSoftmaxSettings(_Settings):
+class InBatchSoftmaxSettings(Strict):
     """:func:`sampled_cross_entropy` with all targets of the global batch as negatives."""
 
     name: Literal["in_batch_softmax"] = "in_batch_softmax"

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from recs.settings import Strict
 
 #: What stands where a history has no item or event type.
 PADDING = -1
@@ -61,10 +62,8 @@ class Examples(NamedTuple):
     targets: Tensor
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """Settings of a network; each has its own class of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
     def arrays(self) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recs.sampling.groups import alias_table, drawable
+from recs.settings import Strict
 
 #: Scores that a block of places has at once when hard negatives are looked for.
 _BLOCK = 2**24
@@ -195,11 +196,7 @@ def collisions(candidates: Tensor, places: Places) -> Tensor:
 # --- samplers ---
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Drawn(_Settings):
+class _Drawn(Strict):
     """Settings of all samplers.
 
     Attributes
@@ -252,7 +249,7 @@ class MixedSettings(_Drawn):
     exponent: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
-class HardSettings(_Settings):
+class HardSettings(Strict):
     """The highest scores under the model of the previous epoch; uniform in the first.
 
     Attributes

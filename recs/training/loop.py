@@ -162,7 +162,7 @@ class _Trainer:
         self.wanted = torch.zeros(manifest.num_event_types + 1, dtype=torch.bool)
         self.wanted[manifest.positive_event_types] = True
         self.wanted = self.wanted.to(ranks.device)  # padding (-1) reads the last: not wanted
-        self.optimizer = make_optimizer(self.settings.optimizer, self.network, ranks.device)
+        self.optimizer = make_optimizer(self.settings.optimizer, self.network)
         self.updates_an_epoch = max(1, self.plan.num_steps(0))
         self.progress = _Progress()
         self.best_weights: dict[str, Tensor] = {}
@@ -487,9 +487,7 @@ def make_loss(settings: Mapping[str, Any], data: TrainingSet, seed: int) -> Loss
     return Loss(made, data.manifest.num_items, seed, counts)
 
 
-def make_optimizer(
-    settings: Optimizer, network: nn.Module, device: torch.device
-) -> torch.optim.Optimizer:
+def make_optimizer(settings: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of all parameters; vectors and biases are not decayed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from recs.settings import Strict
 
 _Positive = Annotated[int, Field(gt=0)]
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Optimizer(_Strict):
+class Optimizer(Strict):
     """AdamW, Adam or Adagrad, with a rate that warms up and falls.
 
     Attributes
@@ -39,7 +37,7 @@ class Optimizer(_Strict):
     clip: _Rate | None = 5.0
 
 
-class Validation(_Strict):
+class Validation(Strict):
     """The metric on validation events by which training stops, of full ranking.
 
     Attributes
@@ -56,7 +54,7 @@ class Validation(_Strict):
     patience: _Positive | None = 10
 
 
-class Training(_Strict):
+class Training(Strict):
     """How long, how fast and on what a network is trained.
 
     Attributes
@@ -92,7 +90,7 @@ class Training(_Strict):
     timeout_minutes: Annotated[float, Field(gt=0)] = 10.0
 
 
-class Network(_Strict):
+class Network(Strict):
     """A network of the pipeline, by its name in :mod:`recs.nn.models`.
 
     Attributes
@@ -108,7 +106,7 @@ class Network(_Strict):
     training: Training = Training()
 
 
-class Processes(_Strict):
+class Processes(Strict):
     """What training runs on.
 
     Attributes
@@ -129,7 +127,7 @@ class Processes(_Strict):
     threads: _Positive | None = None
 
 
-class TrainingJob(_Strict):
+class TrainingJob(Strict):
     """Everything that the processes are told.
 
     Attributes
