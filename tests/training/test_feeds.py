@@ -97,10 +97,10 @@ class TestFeeds:
         for batch in feed_of(training_set, reader).batches(0):
             lengths, width = batch.columns["length"], batch.columns["items"].shape[1]
             widths.add(width)
-            shorter = max((w for w in (9, 14, 19, 28) if w < width), default=0)
+            shorter = max((w for w in (10, 14, 20, 28) if w < width), default=0)
             assert lengths.max() <= width
             assert lengths[batch.columns["user_id"] >= 0].min() > shorter
-        assert widths == {9, 14, 19, 28, 40}
+        assert widths == {10, 14, 20, 28, 40}
 
     def test_long_histories_give_another_window_each_epoch(
         self, training_set: TrainingSet, reader: FeedName
