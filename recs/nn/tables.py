@@ -39,8 +39,8 @@ class Tables:
 
     #: Whether a process has all rows, and may read rows that nobody asked for.
     whole = True
-    #: R, the processes that rows are shared by.
-    count = 1
+    #: Which of R processes this is, of those that rows are shared by.
+    rank, count = 0, 1
 
     def num_rows(self, num: int) -> int:
         """Return n of a table of ``num`` rows."""
@@ -95,6 +95,13 @@ class Tables:
     def max(self, tensor: Tensor) -> Tensor:
         """Return the greatest of all processes; ``tensor`` may be changed."""
         return tensor
+
+    def blocks(self, table: Tensor, num: int) -> Iterator[Tensor]:
+        """Yield a table of ``num`` rows in the order of ids, some at a time, on process 0.
+
+        Others send theirs, and yield empty blocks.
+        """
+        yield table
 
 
 #: Tables that are not sharded.
@@ -198,10 +205,6 @@ class ShardedTables(Tables):
         return tensor
 
     def blocks(self, table: Tensor, num: int) -> Iterator[Tensor]:
-        """Yield a table of ``num`` rows in the order of ids, a block at a time, on process 0.
-
-        Others send theirs, and yield empty blocks. A block is of R·65536 rows.
-        """
         for first in range(0, _num_rows(num, 0, self.count), _SENT):
             sent = table[first : first + _SENT]
             lengths = [
