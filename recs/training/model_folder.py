@@ -44,9 +44,9 @@ def save_model(
     """
     tensors: dict[str, Tensor | Streamed] = dict(network.state_dict())
     tables = network.sizes.tables
-    for name, num in sharded(network).items():
-        own = network.get_parameter(name).detach()
-        tensors[name] = Streamed(own.dtype, (num, *own.shape[1:]), tables.blocks(own, num))
+    for key, num in sharded(network).items():
+        own = network.get_parameter(key).detach()
+        tensors[key] = Streamed(own.dtype, (num, *own.shape[1:]), tables.blocks(own, num))
     if tables.rank > 0:
         for _ in serialized(tensors):  # sends this process's rows
             pass

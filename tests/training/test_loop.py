@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from recs.training.model_folder import ModelFolderError, load_model
 from recs.training.settings import Network, Optimizer, Processes, Training, TrainingJob, Validation
 
 MODEL = {"dim": 16, "dropout": 0.0}
+DIRS = ("one", "two")
 
 
 def job_of(
@@ -206,6 +208,103 @@ class TestProcesses:
         process.communicate(timeout=200)
         assert process.returncode != 0
         assert "width" in (Path(folder) / "errors" / "rank-0.txt").read_text()
+
+
+class TestSharding:
+    @pytest.mark.parametrize(
+        ("name", "loss", "optimizer"),
+        [
+            ("sasrec", {"name": "cross_entropy"}, {}),
+            ("fpmc", {"name": "bpr", "sampler": {"name": "in_batch"}}, {"tables": "sparse"}),
+        ],
+    )
+    def test_shards_make_the_updates_of_whole_tables(
+        self,
+        training_set: TrainingSet,
+        tmp_path: Path,
+        name: str,
+        loss: dict[str, Any],
+        optimizer: dict[str, Any],
+    ) -> None:
+        settings: dict[str, Any] = {
+            "name": name,
+            "loss": loss,
+            "accumulate": 2,
+            "optimizer": Optimizer(rate=3e-3, warm_up_steps=5, **optimizer),
+        }
+        whole = train(job_of(training_set, str(tmp_path / "one"), **settings), Ranks())
+        process = run(job_of(training_set, str(tmp_path / "two"), sharded=True, **settings), 2)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        sharded = json.loads((tmp_path / "two" / "metrics.json").read_text())
+        for expected, found in zip(whole["history"], sharded["history"], strict=True):
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+            assert found["ndcg@10"] == pytest.approx(expected["ndcg@10"], abs=0.02)
+        # The folders are of one kind: the tables whole, and read without any processes.
+        shapes = ({key: t.shape for key, t in weights_of(str(tmp_path / d)).items()} for d in DIRS)
+        assert next(shapes) == next(shapes)
+        one, two = (scores_of(str(tmp_path / name)) for name in DIRS)
+        assert one.abs().max() > 0.1 and torch.allclose(one, two, rtol=0, atol=1e-3)
+
+    def test_any_number_goes_on_from_a_checkpoint(
+        self, training_set: TrainingSet, tmp_path: Path
+    ) -> None:
+        settings: dict[str, Any] = {
+            "loss": {"name": "bce"},
+            "sharded": True,
+            "checkpoint_steps": 5,
+            "keep_checkpoints": 100,
+        }
+        whole = tmp_path / "whole"
+        process = run(job_of(training_set, str(whole), **settings), 2)
+        assert process.wait(timeout=200) == 0
+        steps = sorted(int(path.name[5:]) for path in (whole / "checkpoints").iterdir())
+        for processes in (1, 2):
+            folder = tmp_path / str(processes)
+            shutil.copytree(whole / "checkpoints", folder / "checkpoints")
+            for step in steps[len(steps) // 2 :]:
+                shutil.rmtree(folder / "checkpoints" / f"step-{step}")
+            # The newest that is left is damaged for one of the processes, and so for all.
+            newest = folder / "checkpoints" / f"step-{steps[len(steps) // 2 - 1]}"
+            (newest / "optimizer.1-of-2.safetensors").write_bytes(b"")
+            process = run(job_of(training_set, str(folder), **settings), processes)
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0 and "resumed" in output, output
+        assert all(
+            torch.equal(tensor, weights_of(str(tmp_path / "2"))[name])
+            for name, tensor in weights_of(str(whole)).items()
+        )
+        found, expected = (scores_of(str(path)) for path in (tmp_path / "1", whole))
+        assert torch.allclose(found, expected, rtol=0, atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"loss": {"name": "cross_entropy"}}, "optimizer.tables dense, or a loss"),
+            ({"name": "transrec", "loss": {"name": "bpr"}}, "transrec computes all items' vectors"),
+        ],
+    )
+    def test_sparse_updates_that_cannot_be_are_refused(
+        self, training_set: TrainingSet, folder: str, settings: dict[str, Any], message: str
+    ) -> None:
+        sparse = Optimizer(tables="sparse")
+        with pytest.raises(ValueError, match=message):
+            train(job_of(training_set, folder, optimizer=sparse, **settings), Ranks())
+
+    def test_shards_that_cannot_be_are_refused(
+        self, training_set: TrainingSet, folder: str
+    ) -> None:
+        hard = {"name": "bce", "sampler": {"name": "hard"}}
+        with pytest.raises(ValueError, match="hard negatives"):
+            train(job_of(training_set, folder, sharded=True, loss=hard), Ranks(0, 2))
+        with pytest.raises(ValueError, match="30 items cannot be sharded over 31"):
+            train(job_of(training_set, folder, sharded=True), Ranks(0, 31))
+        with pytest.raises(ValueError, match="not compiled"):
+            job_of(training_set, folder, sharded=True, compile=True)
+        job = job_of(training_set, folder, optimizer=Optimizer(tables="sparse"))
+        two = {"processes": Processes(count=2)}
+        with pytest.raises(ValueError, match=r"give training\.sharded true"):
+            TrainingJob.model_validate(dict(job) | two)
 
 
 class TestResuming:
