@@ -152,7 +152,21 @@ class ShardedTables(Tables):
         return _table(torch.zeros(self.num_rows(num)), num)
 
     def find(self, ids: Tensor) -> Read:
-        # In the order of the processes that have them, and each but once.
+        read, places = self._different(ids)
+        return lambda table: _take(read(table), places)
+
+    def read(self, table: Tensor, ids: Tensor) -> Tensor:
+        # Padding is not asked for: a row that no event reads is not one to be updated.
+        present = ids >= 0
+        read, places = self._different(ids[present])
+        rows = F.pad(read(table), (0, 0, 0, 1))  # the last, of zeros, stands for padding
+        padding = len(rows) - 1
+        at = torch.full_like(ids, padding).masked_scatter(present, places)
+        return F.embedding(at, rows, padding_idx=padding)
+
+    def _different(self, ids: Tensor) -> tuple[Read, Tensor]:
+        """Return what reads the U rows of ids, and int64[...]: which of them is each id's."""
+        # In the order of the processes that have them.
         keys, inverse = torch.unique(
             (ids % self.count << 32) | ids // self.count, return_inverse=True
         )
@@ -162,17 +176,9 @@ class ShardedTables(Tables):
 
         def read(table: Tensor) -> Tensor:
             rows = _take(table, wanted, sparse=self.sparse)
-            return _take(_Exchange.apply(rows, answered, asked), inverse)
+            return _Exchange.apply(rows, answered, asked)
 
-        return read
-
-    def read(self, table: Tensor, ids: Tensor) -> Tensor:
-        # Padding is not asked for: a row that no event reads is not one to be updated.
-        present = ids >= 0
-        rows = self.find(ids[present])(table)
-        return rows.new_zeros(*ids.shape, table.shape[1]).masked_scatter(
-            present.unsqueeze(-1), rows
-        )
+        return read, inverse
 
     def local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         mine = ids % self.count == self.rank
