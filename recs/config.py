@@ -404,16 +404,24 @@ class Evaluate(Strict):
     """What is measured.
 
     ``split: test`` fits on training and validation events and ranks the test targets;
-    ``validation`` fits on training events alone.
+    ``validation`` fits on training events alone. Protocol ``relevance`` asks of single items
+    whether the user likes them; at least one other is given, by which targets are ranked.
     """
 
     split: Literal["validation", "test"] = "test"
-    protocols: list[Literal["full", "uniform100", "popularity100", "given"]] = ["full"]
+    protocols: list[Literal["full", "uniform100", "popularity100", "given", "relevance"]] = ["full"]
     ks: list[PositiveInt] = [1, 5, 10, 20]
     ties: Literal["against", "half"] = "against"
     bootstrap: PositiveInt = 200
     baseline: ModelName = "popularity"
     gates: list[Gate] = []
+
+    @field_validator("protocols")
+    @classmethod
+    def _something_is_ranked(cls, value: list[str]) -> list[str]:
+        if not set(value) - {"relevance"}:
+            raise ValueError("name a protocol that ranks too, as in [full, relevance]")
+        return value
 
 
 class TuneSlim(Strict):

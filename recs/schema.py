@@ -90,7 +90,7 @@ _SPLIT = Column("split", "string", "train, validation or test", nullable=False)
 _PROTOCOL = Column(
     "protocol",
     "string",
-    "candidates ranked: full, uniform100, popularity100, given",
+    "candidates ranked: full, uniform100, popularity100, given; or relevance: pairs judged",
     nullable=False,
 )
 
@@ -387,6 +387,18 @@ _ALL = (
         Column("head", "boolean", "target is of the most popular fifth", nullable=False),
         name="ranks",
         comment="Where each held-out target ended; all accuracy metrics come from here",
+        cluster_by=("user_id",),
+    ),
+    _table(
+        _MODEL,
+        _MODEL_VERSION,
+        _SPLIT,
+        _USER_ID,
+        _ITEM_ID,
+        Column("liked", "boolean", "false: held out and disliked, or drawn", nullable=False),
+        Column("score", "float", "score of the model", nullable=False),
+        name="judgements",
+        comment="What each model says of held-out and drawn items (protocol relevance)",
         cluster_by=("user_id",),
     ),
     _table(

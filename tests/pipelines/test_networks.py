@@ -29,6 +29,7 @@ GIVEN = (
     "processes.threads=1",
     "networks.sasrec.training={epochs: 3, batch_size: 8}",
     "networks.sasrec.model.dim=16",
+    "evaluate.protocols=[full, relevance]",
 )
 Configure = Callable[..., Config]
 
@@ -60,6 +61,11 @@ def test_networks_end_in_metrics_and_lists(
     lists = [row for row in rows_of(lake, "recommendations") if row["model"] == "sasrec"]
     assert {row["model_version"] for row in lists} == {"first"}
     assert not any(row["fallback"] for row in lists)
+    judged = {row["metric"] for row in document["metrics"] if row["protocol"] == "relevance"}
+    assert judged == {"accuracy", "auc"}
+    liked = [row for row in rows_of(lake, "judgements") if row["liked"]]
+    targets = [row for row in rows_of(lake, "ranks") if row["protocol"] == "full"]
+    assert len(liked) == len(targets) > 0
 
 
 def test_scores_are_products_of_the_embeddings(
