@@ -41,7 +41,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-slim bench-evaluation bench-sequences bench-slim_scale bench-increments bench-scaling
+bench: bench-slim bench-evaluation bench-sequences bench-slim_scale bench-increments bench-scaling \
+       bench-training bench-cross_entropy
 
 bench-%: java $(INSTALLED).bench
 	$(BIN)/python benchmarks/$*.py $(ARGS)
