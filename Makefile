@@ -8,13 +8,13 @@ EXTRAS := spark,train,report,dev
 PYTHON :=
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install java demo test test-slow check format bench bench-% wheel clean
+.PHONY: help install java demo test test-slow test-cluster check format bench bench-% wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       run all stages on generated events (ARGS=… for the command)"
 	@echo "make test       lint, format, types, and all tests but the slow ones"
-	@echo "make test-slow  the slow tests"
+	@echo "make test-slow  the slow tests; make test-cluster those on a standalone Spark cluster"
 	@echo "make check      lint, format and types only; make format mends the first two"
 	@echo "make bench-X    run benchmarks/X.py (ARGS=data=FOLDER); make bench runs all"
 	@echo "make install    create $(VENV) with the locked versions; done by the others when due"
@@ -27,10 +27,13 @@ demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
 test: java check
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not cluster" $(ARGS)
 
 test-slow: java $(INSTALLED)
 	$(PYTEST) -m slow $(ARGS)
+
+test-cluster: java $(INSTALLED)
+	$(PYTEST) -m cluster $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -129,10 +129,10 @@ def tune_slim(
 def sequentiality(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
-    """Tell how many frequent item sequences are lost when histories are shuffled."""
+    """Tell what is lost when histories are shuffled: frequent sequences, quality of networks."""
     from pipelines.prepare import INGEST, SPLIT, VOCABULARY
     from pipelines.run import open_lake, run_stages
-    from pipelines.sequentiality import SEQUENTIALITY, draw, read_losses, summary
+    from pipelines.sequentiality import SEQUENTIALITY, draw, read_changes, read_losses, summary
 
     set_up_logging(verbose)
     settings = _load(config, overrides)
@@ -141,10 +141,14 @@ def sequentiality(
     losses = read_losses(lake)
     rows = summary(losses)
     _print_rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
+    models = read_changes(lake, outcome.run_id)
+    if models:
+        _print_rows(models, list(models[0]))
     plot = draw(settings, losses)
     print(f"plot: {plot}")
     if as_json:
-        _print_document(outcome.document() | {"sequentiality": rows, "plot": plot})
+        found = {"sequentiality": rows, "model_sequentiality": models, "plot": plot}
+        _print_document(outcome.document() | found)
 
 
 def _stage_command(name: str, summary: str) -> None:

@@ -20,6 +20,9 @@ from recs.training import embed
 from recs.training.launch import launch
 from recs.training.settings import TrainingJob
 
+#: Tables that a network is opened from.
+NETWORK_TABLES = ("item_embeddings", "user_embeddings")
+
 #: Training sets that are kept: the newest, and one that may still be trained on.
 _KEPT_SETS = 2
 
@@ -131,7 +134,7 @@ def run_embed(job: Job) -> None:
     histories = job.persist(embed.newest(sequences, job.fit_splits))
     users, items = [], []
     for name in _networks(job):
-        folder = join(job.lake.location.model(job.config.mode, name, trained), "model")
+        folder = model_folder(job, name)
         of_model = {"model": F.lit(name), "model_version": F.lit(trained)}
         users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
         items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
@@ -149,6 +152,11 @@ def _trained(job: Job) -> str:
     if done is None:
         raise LakeError("no network has been trained: run the stage train first")
     return done.run_id
+
+
+def model_folder(job: Job, name: str) -> str:
+    """Return the folder of a network as trained last."""
+    return join(job.lake.location.model(job.config.mode, name, _trained(job)), "model")
 
 
 def open_network(name: str, job: Job) -> EmbeddingModel:
@@ -185,7 +193,7 @@ EMBED = Stage(
     "embed",
     "Write the vectors of users and items that networks have learned.",
     reads=("sequences",),
-    writes=("user_embeddings", "item_embeddings"),
+    writes=NETWORK_TABLES,
     settings=("mode", "models"),
     work=run_embed,
 )

@@ -347,11 +347,14 @@ class Sequentiality(Strict):
         Share of the times that a rule's first item (or two) occurs in which its last one follows.
     shuffles
         Seeded shuffles that are averaged.
+    k
+        Length of the lists that trained networks make of histories as they are and shuffled.
     """
 
     min_count: PositiveInt = 5
     min_confidence: Share = 0.1
     shuffles: PositiveInt = 5
+    k: PositiveInt = 10
 
 
 class Export(Strict):

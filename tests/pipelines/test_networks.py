@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.run import STAGES, open_lake, run_stages, stages_of
+from pipelines.sequentiality import read_changes
 from recs.config import Config, ConfigError, load_config
 from recs.lake import Lake, LakeError
 from recs.runs import Ledger
@@ -103,6 +104,21 @@ def test_a_run_that_finished_training_takes_it_over(
     config = configure(*GIVEN, "run_id=first")
     run_stages([STAGES["train"]], config, lake)
     assert len(rows_of(lake, "trainings")) == 1
+
+
+def test_shuffled_histories_are_measured(finished: tuple[Configure, Lake, dict[str, Any]]) -> None:
+    configure, lake, document = finished
+    given = ("sequentiality={shuffles: 1, min_count: 2, k: 5}", "run_id=shuffled")
+    run_stages([STAGES["sequentiality"]], configure(*GIVEN, *given), lake)
+    (row,) = rows_of(lake, "model_sequentiality")
+    (ndcg,) = (
+        metric["value"]
+        for metric in document["metrics"]
+        if (metric["model"], metric["metric"], metric["k"]) == ("sasrec", "ndcg", 5)
+    )
+    assert (row["model"], row["k"], row["ndcg"]) == ("sasrec", 5, pytest.approx(ndcg))
+    assert 0 < row["jaccard"] < 1 and row["shuffled_ndcg"] != row["ndcg"]
+    assert read_changes(lake, "shuffled")[0]["jaccard"] == pytest.approx(row["jaccard"], abs=1e-4)
 
 
 @pytest.mark.slow
