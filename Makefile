@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := spark,train,report,dev
+EXTRAS := spark,train,tune,report,dev
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 PYTHON :=
 PYTEST := $(BIN)/python -m pytest

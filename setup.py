@@ -33,6 +33,8 @@ EXTRAS = {
         "setuptools<70",
         "torch>=2.10,<2.13",
     ],
+    # Search of networks' settings.
+    "tune": ["optuna>=4,<6"],
     "report": ["matplotlib>=3.8,<4"],
     "s3": ["s3fs>=2024.2"],
     "azure": ["adlfs>=2024.2"],

@@ -12,7 +12,7 @@ import typer
 
 from pipelines.progress import set_up_logging
 from pipelines.resources import conf_folder
-from recs.config import Config, ConfigError, load_config
+from recs.config import NETWORKS, Config, ConfigError, load_config
 
 app = typer.Typer(
     help="Distributed training of recommenders on Spark, Torch and Delta.",
@@ -123,6 +123,43 @@ def tune_slim(
     print(f"best: slim.l1={trials[0]['l1']} slim.l2={trials[0]['l2']}")
     if as_json:
         _print_document(outcome.document() | {"trials": trials})
+
+
+def _tune_command(name: str) -> None:
+    def command(
+        config: ConfigFile,
+        overrides: Overrides = None,
+        as_json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        from pipelines.examples import POSITIVES, SEQUENCES
+        from pipelines.networks import EXPORT
+        from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+        from pipelines.run import open_lake, read_trials, run_stages
+        from pipelines.tune import TUNE_NETWORKS, check_spaces
+        from recs.runs import Ledger
+
+        set_up_logging(verbose)
+        settings = _load(config, [*(overrides or []), f"models={name}"])
+        space = check_spaces(settings)[name].space
+        lake = open_lake(settings, verbose=verbose)
+        prepared = [INGEST, VOCABULARY, SPLIT, SEQUENCES, POSITIVES, EXPORT]
+        outcome = run_stages([*prepared, TUNE_NETWORKS], settings, lake)
+        trials = [trial.pop("settings") | trial for trial in read_trials(lake)]
+        _print_rows(trials, [*space, "metric", "k", "value", "seconds"])
+        done = Ledger(lake).newest("tune_networks", outcome.run_id)
+        assert done is not None
+        keys = [f"networks.{name}.{key}" for key in space]
+        print("best: " + " ".join(f"{key}={done.details[key]}" for key in keys))
+        print(f"model: {done.details[name]}")
+        if as_json:
+            _print_document(outcome.document() | {"trials": trials})
+
+    tune.command(name, help=f"Search the space that networks.{name}.tune declares.")(command)
+
+
+for _name in NETWORKS:
+    _tune_command(_name)
 
 
 @app.command()
@@ -287,6 +324,7 @@ _TOLD_IN_A_LINE = {
     "AnalysisException",
     "GateFailed",
     "LaunchError",
+    "DivergedError",
 }
 
 if __name__ == "__main__":

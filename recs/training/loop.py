@@ -471,7 +471,19 @@ class _Trainer:
 
 
 def make_loss(settings: Mapping[str, Any], data: TrainingSet, seed: int) -> Loss:
-    """Return the loss of these settings; by default the full cross-entropy.
+    """Return the loss of these settings.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_loss`.
+    """
+    counts = torch.from_numpy(np.array(data.train_events()))
+    return Loss(read_loss(settings), data.manifest.num_items, seed, counts)
+
+
+def read_loss(settings: Mapping[str, Any]) -> LossSettings:
+    """Return settings of a loss, those that are not given at their defaults: full cross-entropy.
 
     Raises
     ------
@@ -479,12 +491,10 @@ def make_loss(settings: Mapping[str, Any], data: TrainingSet, seed: int) -> Loss
         If a setting is unknown or cannot be.
     """
     try:
-        made = TypeAdapter(LossSettings).validate_python({"name": "cross_entropy", **settings})
+        return TypeAdapter(LossSettings).validate_python({"name": "cross_entropy", **settings})
     except ValidationError as error:
         reasons = (f"loss.{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         raise ValueError("; ".join(reasons)) from None
-    counts = torch.from_numpy(np.array(data.train_events()))
-    return Loss(made, data.manifest.num_items, seed, counts)
 
 
 def make_optimizer(settings: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
