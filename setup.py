@@ -39,7 +39,13 @@ EXTRAS = {
     "s3": ["s3fs>=2024.2"],
     "azure": ["adlfs>=2024.2"],
     # What the benchmarks compare with.
-    "bench": ["duckdb>=1", "fastslim==0.3.0", "scikit-learn>=1.5,<2"],
+    "bench": [
+        "duckdb>=1",
+        "fastslim==0.3.0",
+        "pytorch-lightning<2.5.3",  # with later ones RecTools 0.19 does not start
+        "rectools[torch]==0.19.0",
+        "scikit-learn>=1.5,<2",
+    ],
     "dev": [
         "mypy>=1.10",
         "pytest>=8.2",
