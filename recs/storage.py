@@ -8,6 +8,9 @@ knows the difference.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
@@ -103,9 +106,17 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def write_file(uri: str, content: bytes) -> None:
     """Write a file, whole or not at all; its folders are made."""
+    with writing(uri) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file that is there when the block ends, and not if it fails; its folders are made."""
     fs, path = filesystem(uri)
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    fs.pipe_file(f"{path}.part", content)
+    with fs.open(f"{path}.part", "wb") as file:
+        yield file
     fs.mv(f"{path}.part", path)
 
 

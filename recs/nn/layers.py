@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from recs.nn.network import PADDING, Histories, Settings, Sizes
+from recs.nn.tables import WHOLE, Tables
 
 DropoutShare = Annotated[float, Field(ge=0, lt=1)]
 
@@ -106,17 +107,18 @@ class Lookup(nn.Module):
         Rows and width of the table.
     std
         Of the normal distribution that the table starts from.
+    tables
+        How the table is held; ``weight`` is the rows of it that are here.
     """
 
-    def __init__(self, num: int, dim: int, std: float = 0.02) -> None:
+    def __init__(self, num: int, dim: int, std: float = 0.02, tables: Tables = WHOLE) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num, dim))
-        nn.init.normal_(self.weight, std=std)
+        self.num, self.tables = num, tables
+        self.weight = tables.normal(num, dim, std)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return float[..., D] for int64[...]."""
-        found = F.embedding(ids.clamp(min=0), self.weight)
-        return found.masked_fill((ids < 0).unsqueeze(-1), 0.0)
+        return self.tables.read(self.weight, ids)
 
 
 class UserLookup(Lookup):
@@ -124,7 +126,7 @@ class UserLookup(Lookup):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return float[..., D] for int64[...]."""
-        return super().forward(ids.masked_fill(ids >= len(self.weight), PADDING))
+        return super().forward(ids.masked_fill(ids >= self.num, PADDING))
 
 
 class EventLookup(nn.Module):
@@ -148,7 +150,7 @@ class EventLookup(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.items = Lookup(sizes.num_items, settings.dim, std)
+        self.items = Lookup(sizes.num_items, settings.dim, std, sizes.tables)
         self.types = (
             Lookup(sizes.num_event_types, settings.dim, std) if settings.event_types else None
         )

@@ -30,6 +30,7 @@ from recs.nn.samplers import (
     collisions,
     make_sampler,
 )
+from recs.nn.tables import WHOLE, Tables
 from recs.settings import Strict
 
 #: Logits that full cross-entropy holds at once: what stays in a CPU's cache, and what keeps a GPU
@@ -208,6 +209,7 @@ def full_cross_entropy(
     biases: Tensor | None,
     weights: Tensor,
     chunk: int | None = None,
+    tables: Tables = WHOLE,
 ) -> Tensor:
     """Cross-entropy over all items: Σ w (ln Σ_i e^{⟨q, v_i⟩ + b_i} − ⟨q, v_t⟩ − b_t).
 
@@ -215,11 +217,17 @@ def full_cross_entropy(
     exist at once (as Cut Your Losses, Wijmans et al. 2025, and Liger Kernel, Hsu et al. 2024, do
     on GPUs). Second derivatives are not to be had.
 
+    Where tables are sharded, each process scores the places of all of them against its own rows,
+    as Megatron-LM (Shoeybi et al. 2019) does: queries are gathered, of each place a maximum, a sum
+    and the target's score are reduced, and the queries' gradients go back; of the ΣM places of all
+    processes, a process holds 2 ΣM·D numbers and sends and receives as many, and 3 ΣM more.
+
     Parameters
     ----------
     queries : float[M, D]
     targets : int64[M]
     vectors : float[N, D]
+        Of ``tables``: the rows of this process, at least one.
     biases : float[N]
         Or None.
     weights : float[M]
@@ -228,10 +236,13 @@ def full_cross_entropy(
         Places at once; None lets the device and N choose. If N is so great that too few would be
         left, the items are cut too and their logits computed twice.
 
+    tables
+        How ``vectors`` and ``biases`` are held.
+
     Returns
     -------
     float[]
-        With autocast on, products are in its type, sums in float32.
+        Of the places of this process. With autocast on, products are in its type, sums in float32.
     """
     if torch.is_autocast_enabled(queries.device.type):
         product = torch.get_autocast_dtype(queries.device.type)
@@ -240,7 +251,9 @@ def full_cross_entropy(
     if not torch.is_grad_enabled():
         queries, vectors = queries.detach(), vectors.detach()
         biases = None if biases is None else biases.detach()
-    return _FullCrossEntropy.apply(queries, targets, vectors, biases, weights, chunk, product)
+    return _FullCrossEntropy.apply(
+        queries, targets, vectors, biases, weights, chunk, tables, product
+    )
 
 
 class _FullCrossEntropy(torch.autograd.Function):
@@ -253,23 +266,28 @@ class _FullCrossEntropy(torch.autograd.Function):
         biases: Tensor | None,
         weights: Tensor,
         chunk: int | None,
+        tables: Tables,
         product: torch.dtype,
     ) -> Tensor:
         with torch.autocast(queries.device.type, enabled=False):
             learns = any(ctx.needs_input_grad)
             loss, *grads = _all_items(
-                queries, targets, vectors, biases, weights, chunk, product, learns
+                queries, targets, vectors, biases, weights, chunk, tables, product, learns
             )
         ctx.save_for_backward(*grads)
+        ctx.count = tables.count
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # Those of tables are parts of a mean over processes, and of all processes' places already.
+        scales = (scale, scale / ctx.count, scale / ctx.count)
         queries, vectors, biases = (
-            None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors
+            None if grad is None else grad * scale.to(grad.dtype)
+            for grad, scale in zip(ctx.saved_tensors, scales, strict=True)
         )
-        return queries, None, vectors, biases, None, None, None
+        return queries, None, vectors, biases, None, None, None, None
 
 
 def _all_items(
@@ -279,18 +297,26 @@ def _all_items(
     biases_N: Tensor | None,
     weights_M: Tensor,
     chunk: int | None,
+    tables: Tables,
     product: torch.dtype,
     learns: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the loss and, if ``learns``, its gradients by queries, vectors and biases."""
-    M, N = len(queries_MD), len(vectors_ND)
-    wide = torch.promote_types(product, torch.float32)
-    weights_M = weights_M.to(wide)
-    q_MD, v_ND = queries_MD.to(product), vectors_ND.to(product)
-    b_N = None if biases_N is None else biases_N.to(wide)
-    rows, columns = _tile(M, N, chunk, queries_MD.device)
+    """Return the loss and, if ``learns``, its gradients by queries, vectors and biases.
 
-    loss = torch.zeros((), dtype=wide, device=queries_MD.device)
+    From here on M are the places of all processes, N the items of this one.
+    """
+    lengths = tables.lengths(len(queries_MD))
+    wide = torch.promote_types(product, torch.float32)
+    q_MD, v_ND = tables.gather(queries_MD.to(product), lengths), vectors_ND.to(product)
+    weights_M = tables.gather(weights_M.to(wide), lengths)
+    targets_M, here_M = tables.local(tables.gather(targets_M, lengths))
+    b_N = None if biases_N is None else biases_N.to(wide)
+    M, N = len(q_MD), len(v_ND)
+    # In step with all processes, of which some have an item more.
+    rows, columns = _tile(M, max(tables.lengths(N)), chunk, queries_MD.device)
+    columns = min(columns, N)
+
+    losses_M = torch.empty_like(weights_M)
     grads: list[Tensor | None] = [None, None, None]
     if learns:
         by_queries = torch.empty(q_MD.shape, dtype=wide, device=q_MD.device)
@@ -300,10 +326,12 @@ def _all_items(
     for first in range(0, M, rows):
         block = slice(first, first + rows)
         q_RD, t_R, w_R = q_MD[block], targets_M[block], weights_M[block]
+        here_R = here_M[block]
         v_RD = v_ND[t_R]
         asked_R = (q_RD.to(wide) * v_RD).sum(1)
         if b_N is not None:
             asked_R = asked_R + b_N[t_R]
+        asked_R = asked_R * here_R
 
         # e^{logit - peak} of each tile, and the sum over all.
         peaks_R1, sums_R, tile = None, torch.zeros_like(asked_R), None
@@ -317,12 +345,17 @@ def _all_items(
             peaks_R1 = peak_R1
             sums_R += tile.sub_(peaks_R1).exp_().sum(1)
         assert peaks_R1 is not None and tile is not None
-        loss += w_R @ (sums_R.log() + peaks_R1[:, 0] - asked_R)
+        # Of the sum over the items of all processes, this is in the scale of its own peak.
+        peaks_R = tables.max(peaks_R1[:, 0].clone())
+        scales_R = (peaks_R1[:, 0] - peaks_R).exp_()
+        sums_R, asked_R = tables.sum(torch.stack([sums_R * scales_R, asked_R]))
+        losses_M[block] = w_R * (sums_R.log() + peaks_R - asked_R)
         if not learns:
             continue
 
         # The softmax is never made: its divisor and the weight are moved to the shorter factor.
-        shares_R = w_R / sums_R
+        shares_R = w_R * scales_R / sums_R
+        w_R = w_R * here_R
         q_shared_RD = (q_RD * shares_R[:, None]).to(product)
         sum_RD = torch.zeros_like(by_queries[block])
         for column in range(0, N, columns):
@@ -342,11 +375,13 @@ def _all_items(
         if by_biases is not None:
             by_biases.index_add_(0, t_R, w_R, alpha=-1)
     inputs = (queries_MD, vectors_ND, biases_N)
+    if learns:
+        grads[0] = tables.give_back(by_queries, lengths)
     by = [
         None if grad is None or given is None else grad.to(given.dtype)
         for grad, given in zip(grads, inputs, strict=True)
     ]
-    return loss, by[0], by[1], by[2]
+    return losses_M[tables.own(lengths)].sum(), by[0], by[1], by[2]
 
 
 def _logits(
@@ -497,6 +532,8 @@ class Loss(nn.Module):
         Of all draws.
     counts : float[N]
         How often each item is asked for in training; None where no sampler reads it.
+    tables
+        How the vectors of items are held.
 
     Raises
     ------
@@ -505,10 +542,16 @@ class Loss(nn.Module):
     """
 
     def __init__(
-        self, settings: LossSettings, num_items: int, seed: int, counts: Tensor | None = None
+        self,
+        settings: LossSettings,
+        num_items: int,
+        seed: int,
+        counts: Tensor | None = None,
+        tables: Tables = WHOLE,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.tables = tables
         self.num_items = num_items
         if isinstance(settings, CrossEntropySettings):
             self.sampler = None
@@ -516,6 +559,11 @@ class Loss(nn.Module):
             self.sampler = make_sampler(InBatchSettings(), num_items, seed, counts)
         else:
             self.sampler = make_sampler(settings.sampler, num_items, seed, counts)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether all items are scored for each place."""
+        return self.sampler is None
 
     @property
     def reads_pool(self) -> bool:
@@ -549,8 +597,9 @@ class Loss(nn.Module):
         queries : float[M, D]
             The network's states at the asked places.
         vectors : float[N, D]
+            The rows of ``tables`` that this process has.
         biases : float[N]
-            Or None.
+            Or None; rows as of ``vectors``.
         weights : float[M]
             Of the places.
         places
@@ -564,12 +613,11 @@ class Loss(nn.Module):
         settings = self.settings
         if isinstance(settings, CrossEntropySettings):
             return full_cross_entropy(
-                queries, places.targets, vectors, biases, weights, settings.chunk
+                queries, places.targets, vectors, biases, weights, settings.chunk, self.tables
             )
         assert self.sampler is not None
-        if not len(queries):  # a rank whose share of a batch is padding still takes part
-            nothing = queries.sum() + vectors.sum()
-            return 0.0 * (nothing if biases is None else nothing + biases.sum())
+        if self.reads_pool and not len(places.pool):  # a batch that asks for nothing at all
+            return score(queries, places.targets[:, None], vectors, biases, self.tables).sum()
         with torch.no_grad():
             if isinstance(settings, InBatchSoftmaxSettings):
                 drawn = Negatives(places.pool, self.sampler.log_q(places.pool))
@@ -577,8 +625,8 @@ class Loss(nn.Module):
                 drawn = self.sampler.draw(places)
             collided_MK = collisions(drawn.items, places)
         scores = Scores(
-            score(queries, places.targets[:, None], vectors, biases)[:, 0],
-            score(queries, drawn.items, vectors, biases),
+            score(queries, places.targets[:, None], vectors, biases, self.tables)[:, 0],
+            score(queries, drawn.items, vectors, biases, self.tables),
             collided_MK,
         )
         if isinstance(settings, SampledCrossEntropySettings | InBatchSoftmaxSettings):
@@ -603,16 +651,27 @@ def _corrections(
     return None, drawn.log_q + math.log(drawn.items.shape[-1])
 
 
-def score(queries: Tensor, items: Tensor, vectors: Tensor, biases: Tensor | None) -> Tensor:
+def score(
+    queries: Tensor,
+    items: Tensor,
+    vectors: Tensor,
+    biases: Tensor | None,
+    tables: Tables = WHOLE,
+) -> Tensor:
     """Return float[M, K]: ⟨q, v_i⟩ + b_i for items of each place [M, K], or of all [K].
 
-    Where items are few and K is great, all of them are scored and K scores picked.
+    Where items are few and K is great, all of them are scored and K scores picked, if ``tables``,
+    of which ``vectors`` and ``biases`` are the rows here, are whole.
     """
-    num_items = len(vectors)
+    num_items, read = len(vectors), tables.find(items)
     if items.dim() == 1:
-        scores_MK = queries @ F.embedding(items, vectors).T
-    elif num_items <= _CHEAPER * items.shape[1] and num_items * len(queries) <= _MOST_SCORES:
+        scores_MK = queries @ read(vectors).T
+    elif (
+        tables.whole
+        and num_items <= _CHEAPER * items.shape[1]
+        and num_items * len(queries) <= _MOST_SCORES
+    ):
         scores_MK = (queries @ vectors.T).gather(1, items)
     else:
-        scores_MK = torch.bmm(F.embedding(items, vectors), queries.unsqueeze(2)).squeeze(2)
-    return scores_MK if biases is None else scores_MK + biases[items]
+        scores_MK = torch.bmm(read(vectors), queries.unsqueeze(2)).squeeze(2)
+    return scores_MK if biases is None else scores_MK + read(biases)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recs.nn.tables import WHOLE, Tables
 from recs.settings import Strict
 
 #: What stands where a history has no item or event type.
@@ -44,12 +45,27 @@ class Histories(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a network is built for; ``length`` is the longest history that it reads."""
+    """What a network is built for.
+
+    Attributes
+    ----------
+    num_users, num_items, num_event_types
+        Of the data.
+    length
+        Longest history that is read.
+    tables
+        How tables of items and users are held.
+    """
 
     num_users: int
     num_items: int
     num_event_types: int
     length: int
+    tables: Tables = WHOLE
+
+    def of_data(self) -> dict[str, int]:
+        """Return what does not depend on the processes."""
+        return {name: value for name, value in self._asdict().items() if name != "tables"}
 
 
 class Examples(NamedTuple):
@@ -107,11 +123,11 @@ class SequenceNetwork(nn.Module):
         raise NotImplementedError
 
     def item_vectors(self) -> Tensor:
-        """Return float[N, d]."""
+        """Return float[N, d]; where ``sizes.tables`` are sharded, this process's rows of it."""
         raise NotImplementedError
 
     def item_biases(self) -> Tensor | None:
-        """Return float[N], or None where the score is the product alone."""
+        """Return float[N], or None where the score is the product alone; rows as of vectors."""
         return None
 
     def examples(

@@ -2,8 +2,9 @@
 
 A batch is the rows of all ranks together. Each rank computes the summed loss of its own, and the
 gradient is divided by what the whole batch asks for, so that ranks change nothing but the order of
-additions. What is random (dropout, negatives, masks) is drawn anew from (seed, step), so that a
-resumed run goes on as if it had never stopped; dropout and masks alone differ with the ranks.
+additions. Tables of items and users may be sharded over them (:mod:`recs.nn.tables`). What is
+random (dropout, negatives, masks) is drawn anew from (seed, step), so that a resumed run goes on as
+if it had never stopped; dropout and masks alone differ with the ranks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import math
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -29,14 +31,16 @@ from recs.nn.losses import Loss, LossSettings
 from recs.nn.models import build
 from recs.nn.network import PADDING, Examples, Histories, SequenceNetwork, Sizes
 from recs.nn.samplers import Places, Previous, UserPositives
+from recs.nn.tables import WHOLE, ShardedTables, Tables, sharded
 from recs.storage import join, write_file
-from recs.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from recs.training.checkpoint import Checkpoint, Shard, load_checkpoint, save_checkpoint
 from recs.training.dataset import ARRAYS, TrainingSet, open_training_set
 from recs.training.feeds import Batch, Feed, columns_of
 from recs.training.model_folder import save_model
+from recs.training.optimizer import clip_gradients, make_optimizer
 from recs.training.plan import Plan
 from recs.training.reporters import Reporter
-from recs.training.settings import Optimizer, TrainingJob
+from recs.training.settings import Optimizer, Training, TrainingJob
 
 log = logging.getLogger("recs")
 
@@ -64,6 +68,13 @@ class Ranks:
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each rank gives; anything that can be pickled."""
+        gathered: list[Any] = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(gathered, value)
+        return gathered
 
 
 class _Objective(nn.Module):
@@ -113,7 +124,8 @@ def train(job: TrainingJob, ranks: Ranks, reporter: Reporter | None = None) -> d
     TrainingError
         If the loss is no finite number.
     ValueError
-        If settings are unknown, or the batch size, lanes and ranks do not fit.
+        If settings are unknown or do not go together, or the batch size, lanes and ranks do not
+        fit.
     """
     return _Trainer(job, ranks, reporter).run()
 
@@ -130,14 +142,22 @@ class _Trainer:
         if self.length < 1:
             raise ValueError("sequences of one event ask for nothing: give sequences.length > 1")
         torch.manual_seed(job.seed)
-        sizes = Sizes(manifest.num_users, manifest.num_items, manifest.num_event_types, self.length)
+        self.tables = make_tables(self.settings, ranks)
+        counts = manifest.num_users, manifest.num_items, manifest.num_event_types
+        sizes = Sizes(*counts, self.length, self.tables)
         self.network = build(job.name, sizes, job.network.model).to(ranks.device)
-        self.loss = make_loss(job.network.loss, self.data, job.seed).to(ranks.device)
+        self.loss = make_loss(job.network.loss, self.data, job.seed, self.tables)
+        self.loss = self.loss.to(ranks.device)
+        self.shards = sharded(self.network)
+        _check_tables(job, self.network, self.loss)
         objective: nn.Module = _Objective(self.network, self.loss)
         if self.settings.compile:
             objective = torch.compile(objective, dynamic=True)  # type: ignore[assignment]
         self.objective = objective
-        if ranks.count > 1:
+        if ranks.count > 1 and len(self.shards) < len(list(self.network.parameters())):
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                objective, [f"network.{name}" for name in self.shards]
+            )
             self.objective = DistributedDataParallel(objective, broadcast_buffers=False)
         # Types are read too where some events are not wanted.
         unwanted = len(manifest.positive_event_types) < manifest.num_event_types
@@ -267,11 +287,12 @@ class _Trainer:
             inputs = Histories(*(part[first:last] for part in examples.inputs))
             with self._synced(number == parts - 1), self._cast():
                 loss = self.objective(inputs, asked[first:last], _part(places, first, last))
-            # DDP divides by the ranks; this takes it back, and divides by what was asked.
+            # DDP divides by the ranks, and sharded tables do; this takes it back, and divides by
+            # what was asked.
             (loss * (ranks.count / num_asked)).backward()
             total += loss.detach()
         if self.settings.optimizer.clip is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.optimizer.clip)
+            clip_gradients(self.network, self.shards, self.tables, self.settings.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         mean = float(ranks.sum(total) / num_asked)
@@ -311,10 +332,8 @@ class _Trainer:
 
     def _pool(self, numbers: Tensor, targets: Tensor) -> Tensor:
         """Return the targets of the whole batch, in the order of their places."""
-        if self.ranks.count > 1:
-            gathered: list[Any] = [None] * self.ranks.count
-            dist.all_gather_object(gathered, (numbers.cpu(), targets.cpu()))
-            numbers, targets = (torch.cat(parts) for parts in zip(*gathered, strict=True))
+        gathered = self.ranks.gather((numbers.cpu(), targets.cpu()))
+        numbers, targets = (torch.cat(parts) for parts in zip(*gathered, strict=True))
         return targets[torch.argsort(numbers)].to(self.ranks.device)
 
     def _synced(self, last: bool) -> Any:
@@ -365,7 +384,7 @@ class _Trainer:
         target.
         """
         self.network.eval()
-        vectors, biases = self.network.item_vectors().float(), self.network.item_biases()
+        items = self.network.item_vectors().float(), self.network.item_biases()
         counts = torch.zeros(_MOST_RANKS + 1, dtype=torch.int64, device=self.ranks.device)
         for batch in self.measured.batches(0):
             histories = self._histories(batch)
@@ -377,23 +396,53 @@ class _Trainer:
             for first in range(0, len(targets), _RANKED_A_LANE):
                 rows = slice(first, first + _RANKED_A_LANE)
                 real = targets[rows] >= 0
-                if not real.any():
+                if not self.tables.sum(real.sum()):
                     continue
                 queries = self.network.queries(Histories(*(part[rows] for part in histories)))
-                scores = queries.float() @ vectors.T
-                if biases is not None:
-                    scores = scores + biases.float()
-                goal = targets[rows].clamp(min=0)[:, None]
-                found = scores.gather(1, goal)
                 own = (owners >= first) & (owners < first + _RANKED_A_LANE)
-                scores[owners[own] - first, seen.items[own].long()] = -math.inf
-                scores.scatter_(1, goal, -math.inf)
-                ranks = 1 + (scores >= found).sum(1)[real]
+                pairs = owners[own] - first, seen.items[own].long()
+                ranks = self._ranks(items, queries.float(), targets[rows].clamp(min=0), *pairs)
+                ranks = ranks[real]
                 counts += torch.bincount(
                     torch.where(ranks <= _MOST_RANKS, ranks, 0), minlength=_MOST_RANKS + 1
                 )
         self.network.train()
         return counts
+
+    def _ranks(
+        self,
+        items: tuple[Tensor, Tensor | None],
+        queries: Tensor,
+        goals: Tensor,
+        owners: Tensor,
+        seen: Tensor,
+    ) -> Tensor:
+        """Return int64[b]: the rank of each query's goal among the items that it has not seen.
+
+        Parameters
+        ----------
+        items : float[n, D], float[n] or None
+            Vectors and biases of this process's items.
+        queries : float[b, D]
+        goals : int64[b]
+        owners, seen : int64[s]
+            Pairs of a query and an item that is left out.
+        """
+        tables, lengths = self.tables, self.tables.lengths(len(queries))
+        pairs = tables.lengths(len(seen))
+        # A process ranks all processes' goals among its own items.
+        owners = tables.gather(owners + tables.own(lengths).start, pairs)
+        rows, here = tables.local(tables.gather(seen, pairs))
+        goal, goal_here = (part[:, None] for part in tables.local(tables.gather(goals, lengths)))
+        vectors, biases = items
+        scores = tables.gather(queries, lengths) @ vectors.T
+        if biases is not None:
+            scores = scores + biases.float()
+        found = tables.sum(scores.gather(1, goal).masked_fill(~goal_here, 0.0))
+        scores[owners[here], rows[here]] = -math.inf
+        scores.scatter_(1, goal, torch.where(goal_here, -math.inf, scores.gather(1, goal)))
+        better = tables.sum((scores >= found).sum(1))
+        return 1 + better[tables.own(lengths)]
 
     # -- checkpoints and the end ----------------------------------------------------------------
 
@@ -402,41 +451,85 @@ class _Trainer:
         return join(self.job.folder, "checkpoints")
 
     def _save(self) -> None:
-        if self.ranks.rank == 0:
-            tensors = {"weights": dict(self.network.state_dict()), "best": self.best_weights}
-            if self.previous is not None:
-                tensors["previous"] = dict(self.previous.state_dict())
-            tensors["optimizer"], groups = _flat(self.optimizer.state_dict())
-            state = {"progress": vars(self.progress), "job": self._identity(), "groups": groups}
-            checkpoint = Checkpoint(tensors, state)
-            save_checkpoint(
-                self._checkpoints,
-                self.progress.updates,
-                checkpoint,
-                self.settings.keep_checkpoints,
-            )
+        tensors = {"weights": dict(self.network.state_dict()), "best": self.best_weights}
+        if self.previous is not None:
+            tensors["previous"] = dict(self.previous.state_dict())
+        tensors["optimizer"], groups = self._optimizer_state()
+        common: dict[str, dict[str, Tensor]] = {}
+        rows: dict[str, dict[str, Tensor]] = {}
+        for group, members in tensors.items():
+            # A step count goes with a table too, but is none of its rows.
+            own = {
+                name: tensor
+                for name, tensor in members.items()
+                if name.partition("/")[0] in self.shards and tensor.dim() > 0
+            }
+            common[group] = {name: tensor for name, tensor in members.items() if name not in own}
+            if own:
+                rows[group] = own
+        state = {"progress": vars(self.progress), "job": self._identity(), "groups": groups}
+        save_checkpoint(
+            self._checkpoints,
+            self.progress.updates,
+            Checkpoint(common, state, rows),
+            self.settings.keep_checkpoints,
+            self._shard,
+            lambda hashes: dict(ChainMap(*self.ranks.gather(hashes))),
+        )
         if self.ranks.count > 1:
             dist.barrier()
 
     def _resume(self) -> None:
-        found = load_checkpoint(self._checkpoints)
+        found = load_checkpoint(
+            self._checkpoints, self._shard, lambda whole: all(self.ranks.gather(whole))
+        )
         if found is None:
             return
+        tensors = {
+            group: {**members, **found.rows.get(group, {})}
+            for group, members in found.tensors.items()
+        }
         if found.state["job"] != self._identity():
             raise ValueError(
                 f"{self._checkpoints} holds checkpoints of other settings or data: give another "
                 "run_id, or remove them"
             )
-        self.network.load_state_dict(found.tensors["weights"])
-        self.best_weights = found.tensors.get("best", {})
-        if "previous" in found.tensors:
+        self.network.load_state_dict(tensors["weights"])
+        self.best_weights = tensors["best"]
+        if "previous" in tensors:
             self.previous = copy.deepcopy(self.network).eval()
-            self.previous.load_state_dict(found.tensors["previous"])
-        self.optimizer.load_state_dict(
-            _nested(found.tensors.get("optimizer", {}), found.state["groups"])
-        )
+            self.previous.load_state_dict(tensors["previous"])
+        self._load_optimizer(tensors["optimizer"], found.state["groups"])
         self.progress = _Progress(**found.state["progress"])
         log.info("resumed", extra={"epoch": self.progress.epoch, "step": self.progress.step})
+
+    @property
+    def _shard(self) -> Shard:
+        return Shard(self.ranks.rank, self.ranks.count)
+
+    def _names(self) -> list[str]:
+        """Return the names of parameters, in the order of the optimizer's numbers of them."""
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        groups = self.optimizer.param_groups
+        return [names[parameter] for group in groups for parameter in group["params"]]
+
+    def _optimizer_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Return the optimizer's tensors, by ``parameter/name``, and its groups."""
+        names, state = self._names(), self.optimizer.state_dict()
+        tensors = {
+            f"{names[number]}/{name}": value
+            for number, values in state["state"].items()
+            for name, value in values.items()
+        }
+        return tensors, state["param_groups"]
+
+    def _load_optimizer(self, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+        numbers = {name: number for number, name in enumerate(self._names())}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            parameter, _, name = key.partition("/")
+            state.setdefault(numbers[parameter], {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must have in common with the run that goes on from it."""
@@ -455,7 +548,7 @@ class _Trainer:
             "seconds": progress.seconds,
             "history": progress.history,
         }
-        if self.ranks.rank == 0:
+        if self.ranks.rank == 0 or self.shards:
             save_model(
                 join(self.job.folder, "model"),
                 self.network,
@@ -463,6 +556,7 @@ class _Trainer:
                 settings=self.job.network.model,
                 versions=self.job.versions,
             )
+        if self.ranks.rank == 0:
             content = json.dumps(metrics, indent=1).encode()
             write_file(join(self.job.folder, "metrics.json"), content)
         if self.ranks.count > 1:
@@ -470,7 +564,49 @@ class _Trainer:
         return metrics
 
 
-def make_loss(settings: Mapping[str, Any], data: TrainingSet, seed: int) -> Loss:
+def make_tables(settings: Training, ranks: Ranks) -> Tables:
+    """Return how the tables of items and users are held."""
+    sparse = settings.optimizer.tables == "sparse"
+    if settings.sharded or sparse:
+        return ShardedTables(ranks.rank, ranks.count, sparse)
+    return WHOLE
+
+
+def _check_tables(job: TrainingJob, network: SequenceNetwork, loss: Loss) -> None:
+    """Refuse tables that this network or loss does not go with."""
+    tables, sizes = network.sizes.tables, network.sizes
+    if sizes.num_items < tables.count:
+        raise ValueError(
+            f"{sizes.num_items} items cannot be sharded over {tables.count} processes: leave out "
+            "training.sharded"
+        )
+    if loss.reads_previous and tables.count > 1:
+        raise ValueError(
+            "hard negatives are looked for among all items, which no process has with "
+            "training.sharded: take another sampler, or leave it out"
+        )
+    vectors = network.item_vectors()
+    if len(vectors) != tables.num_rows(sizes.num_items):
+        raise ValueError(
+            f"{job.name} does not shard the vectors of its items: leave out training.sharded"
+        )
+    if job.network.training.optimizer.tables == "dense":
+        return
+    if loss.reads_all:
+        raise ValueError(
+            "cross_entropy updates all items in every step: give optimizer.tables dense, or a "
+            "loss over sampled negatives"
+        )
+    if not vectors.is_leaf:
+        raise ValueError(
+            f"{job.name} computes all items' vectors from its table in every step: give "
+            "optimizer.tables dense"
+        )
+
+
+def make_loss(
+    settings: Mapping[str, Any], data: TrainingSet, seed: int, tables: Tables = WHOLE
+) -> Loss:
     """Return the loss of these settings.
 
     Raises
@@ -479,7 +615,7 @@ def make_loss(settings: Mapping[str, Any], data: TrainingSet, seed: int) -> Loss
         As :func:`read_loss`.
     """
     counts = torch.from_numpy(np.array(data.train_events()))
-    return Loss(read_loss(settings), data.manifest.num_items, seed, counts)
+    return Loss(read_loss(settings), data.manifest.num_items, seed, counts, tables)
 
 
 def read_loss(settings: Mapping[str, Any]) -> LossSettings:
@@ -495,21 +631,6 @@ def read_loss(settings: Mapping[str, Any]) -> LossSettings:
     except ValidationError as error:
         reasons = (f"loss.{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         raise ValueError("; ".join(reasons)) from None
-
-
-def make_optimizer(settings: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of all parameters; vectors and biases are not decayed."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.name == "adagrad":
-        return torch.optim.Adagrad(groups, lr=settings.rate)
-    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    # One kernel for all parameters: on small networks most of a step is the optimizer otherwise.
-    return kind(groups, lr=settings.rate, betas=settings.betas, fused=True)
 
 
 def rate_factor(settings: Optimizer, update: int, total: int) -> float:
@@ -547,21 +668,3 @@ def _part(places: Places, first: int, last: int) -> Places:
 
 def _mixed(seed: int, update: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed % 2**64, update, rank]).generate_state(1, np.uint64)[0])
-
-
-def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return an optimizer's tensors by ``number.name``, and its groups."""
-    tensors = {
-        f"{number}.{name}": value
-        for number, values in state["state"].items()
-        for name, value in values.items()
-    }
-    return tensors, state["param_groups"]
-
-
-def _nested(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    return {"state": state, "param_groups": groups}

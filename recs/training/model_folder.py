@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from recs.nn.models import build
 from recs.nn.network import SequenceNetwork, Sizes
-from recs.training.checkpoint import read_folder, write_folder
+from recs.nn.tables import sharded
+from recs.training.checkpoint import Streamed, read_folder, serialized, write_folder
 
 FORMAT = 1
 
@@ -27,7 +30,10 @@ def save_model(
     settings: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> None:
-    """Write a network.
+    """Write a network, the same folder however its tables are held.
+
+    Where they are sharded, all processes call this, and the first writes the rows of all, a block
+    at a time.
 
     Parameters
     ----------
@@ -36,14 +42,23 @@ def save_model(
     versions
         What it is of: versions of the vocabularies and of the training set.
     """
+    tensors: dict[str, Tensor | Streamed] = dict(network.state_dict())
+    tables = network.sizes.tables
+    for name, num in sharded(network).items():
+        own = network.get_parameter(name).detach()
+        tensors[name] = Streamed(own.dtype, (num, *own.shape[1:]), tables.blocks(own, num))
+    if tables.rank > 0:
+        for _ in serialized(tensors):  # sends this process's rows
+            pass
+        return
     config = {
         "format": FORMAT,
         "name": name,
         "settings": dict(settings),
-        "sizes": network.sizes._asdict(),
+        "sizes": network.sizes.of_data(),
         "versions": dict(versions),
     }
-    write_folder(folder, {"weights": network.state_dict()}, {"config": config})
+    write_folder(folder, {"weights": tensors}, {"config": config})
 
 
 def load_model(folder: str) -> tuple[SequenceNetwork, dict[str, str]]:

@@ -26,6 +26,10 @@ class Optimizer(Strict):
         ``cosine`` or ``linear`` to 0 over the epochs, or ``constant``.
     clip
         Largest norm of all gradients; None leaves them as they are.
+    tables
+        ``sparse`` updates only those rows of the tables of items and users that a step has read,
+        for large tables and losses over sampled negatives. It is another optimizer than ``dense``:
+        see :class:`recs.training.optimizer.RowAdam`.
     """
 
     name: Literal["adamw", "adam", "adagrad"] = "adamw"
@@ -35,6 +39,16 @@ class Optimizer(Strict):
     warm_up_steps: Annotated[int, Field(ge=0)] = 100
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     clip: _Rate | None = 5.0
+    tables: Literal["dense", "sparse"] = "dense"
+
+    @model_validator(mode="after")
+    def _decays(self) -> Optimizer:
+        if self.name == "adagrad" and self.tables == "sparse" and self.weight_decay:
+            raise ValueError(
+                "adagrad has no weight decay where tables are sparse: give weight_decay 0, "
+                "name adamw, or tables dense"
+            )
+        return self
 
 
 class Validation(Strict):
@@ -68,6 +82,9 @@ class Training(Strict):
         Parts that a process takes its share of a batch in, one after the other.
     precision
         ``bf16`` computes products in bfloat16; weights stay float32.
+    sharded
+        Whether each process holds only its part of the rows of the tables of items and users, for
+        tables larger than a GPU: see :mod:`recs.nn.tables`.
     checkpoint_steps
         Steps between two checkpoints; one is written at the end of each epoch too.
     keep_checkpoints
@@ -85,9 +102,19 @@ class Training(Strict):
     validation: Validation = Validation()
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    sharded: bool = False
     checkpoint_steps: _Positive = 1000
     keep_checkpoints: _Positive = 2
     timeout_minutes: Annotated[float, Field(gt=0)] = 10.0
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Training:
+        if self.compile and (self.sharded or self.optimizer.tables == "sparse"):
+            raise ValueError(
+                "how many rows are exchanged differs from step to step, which is not compiled: "
+                "leave out compile, or sharded and optimizer.tables sparse"
+            )
+        return self
 
 
 class Network(Strict):
@@ -152,7 +179,13 @@ class TrainingJob(Strict):
 
     @model_validator(mode="after")
     def _batch_is_shared(self) -> TrainingJob:
-        size, count = self.network.training.batch_size, self.processes.count
+        training, count = self.network.training, self.processes.count
+        size = training.batch_size
+        if training.optimizer.tables == "sparse" and count > 1 and not training.sharded:
+            raise ValueError(
+                f"sparse gradients of whole tables are not summed over {count} processes: give "
+                "training.sharded true, or optimizer.tables dense"
+            )
         if size % count:
             raise ValueError(
                 f"batch_size {size} cannot be shared by {count} processes: give a multiple"

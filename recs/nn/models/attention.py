@@ -97,7 +97,7 @@ class BERT4Rec(SequenceNetwork):
         self.head = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.biases = nn.Parameter(torch.zeros(sizes.num_items))
+        self.biases = sizes.tables.zeros(sizes.num_items)
 
     def states(self, histories: Histories) -> Tensor:
         """Return float[B, L, D]; an item id of ``sizes.num_items`` is a hidden event."""

@@ -55,14 +55,14 @@ class Caser(SequenceNetwork):
         dim, order = settings.dim, settings.order
         self.order = order
         self.events = EventLookup(sizes, settings, scale=math.sqrt(dim))
-        self.users = UserLookup(sizes.num_users, dim)
+        self.users = UserLookup(sizes.num_users, dim, tables=sizes.tables)
         self.across = nn.ModuleList(
             nn.Conv1d(dim, settings.horizontal, height) for height in range(1, order + 1)
         )
         self.along = nn.Linear(order, settings.vertical)
         self.hidden = nn.Linear(order * settings.horizontal + settings.vertical * dim, dim)
-        self.targets = Lookup(sizes.num_items, 2 * dim)
-        self.biases = nn.Parameter(torch.zeros(sizes.num_items))
+        self.targets = Lookup(sizes.num_items, 2 * dim, tables=sizes.tables)
+        self.biases = sizes.tables.zeros(sizes.num_items)
         self.dropout = Dropout(settings.dropout)
 
     def states(self, histories: Histories) -> Tensor:

@@ -28,7 +28,7 @@ class FMC(SequenceNetwork):
         super().__init__(sizes, settings)
         std = settings.dim**-0.5
         self.events = EventLookup(sizes, settings, std=std)
-        self.targets = Lookup(sizes.num_items, settings.dim, std)
+        self.targets = Lookup(sizes.num_items, settings.dim, std, sizes.tables)
         self.dropout = Dropout(settings.dropout)
 
     def states(self, histories: Histories) -> Tensor:
@@ -56,8 +56,8 @@ class FPMC(SequenceNetwork):
         super().__init__(sizes, settings)
         std = settings.dim**-0.5
         self.events = EventLookup(sizes, settings, std=std)
-        self.users = UserLookup(sizes.num_users, settings.dim, std)
-        self.targets = Lookup(sizes.num_items, 2 * settings.dim, std)
+        self.users = UserLookup(sizes.num_users, settings.dim, std, sizes.tables)
+        self.targets = Lookup(sizes.num_items, 2 * settings.dim, std, sizes.tables)
         self.dropout = Dropout(settings.dropout)
 
     def states(self, histories: Histories) -> Tensor:
@@ -89,9 +89,9 @@ class TransRec(SequenceNetwork):
     def __init__(self, sizes: Sizes, settings: EventSettings) -> None:
         super().__init__(sizes, settings)
         self.events = EventLookup(sizes, settings, std=settings.dim**-0.5)
-        self.users = UserLookup(sizes.num_users, settings.dim, std=0.0)
+        self.users = UserLookup(sizes.num_users, settings.dim, 0.0, sizes.tables)
         self.translation = nn.Parameter(torch.zeros(settings.dim))
-        self.biases = nn.Parameter(torch.zeros(sizes.num_items))
+        self.biases = sizes.tables.zeros(sizes.num_items)
         self.dropout = Dropout(settings.dropout)
 
     def states(self, histories: Histories) -> Tensor:

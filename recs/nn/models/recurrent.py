@@ -41,7 +41,7 @@ class _Recurrent(SequenceNetwork):
             settings.dim, settings.dim, settings.layers, batch_first=True, dropout=between
         )
         self.dropout = Dropout(settings.dropout)
-        self.biases = nn.Parameter(torch.zeros(sizes.num_items))
+        self.biases = sizes.tables.zeros(sizes.num_items)
 
     def states(self, histories: Histories) -> Tensor:
         """Return float[B, L, D]."""
