@@ -3,18 +3,18 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := spark,train,report,dev
+EXTRAS := spark,train,tune,report,dev
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 PYTHON :=
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install java demo test test-slow check format bench bench-% wheel clean
+.PHONY: help install java demo test test-slow test-cluster check format bench bench-% wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       run all stages on generated events (ARGS=… for the command)"
 	@echo "make test       lint, format, types, and all tests but the slow ones"
-	@echo "make test-slow  the slow tests"
+	@echo "make test-slow  the slow tests; make test-cluster those on a standalone Spark cluster"
 	@echo "make check      lint, format and types only; make format mends the first two"
 	@echo "make bench-X    run benchmarks/X.py (ARGS=data=FOLDER); make bench runs all"
 	@echo "make install    create $(VENV) with the locked versions; done by the others when due"
@@ -27,10 +27,13 @@ demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
 test: java check
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not cluster" $(ARGS)
 
 test-slow: java $(INSTALLED)
 	$(PYTEST) -m slow $(ARGS)
+
+test-cluster: java $(INSTALLED)
+	$(PYTEST) -m cluster $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,7 +44,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-slim bench-evaluation bench-sequences bench-slim_scale bench-increments bench-scaling
+bench: bench-slim bench-evaluation bench-sequences bench-slim_scale bench-increments bench-scaling \
+       bench-training bench-cross_entropy
 
 bench-%: java $(INSTALLED).bench
 	$(BIN)/python benchmarks/$*.py $(ARGS)

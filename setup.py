@@ -33,11 +33,19 @@ EXTRAS = {
         "setuptools<70",
         "torch>=2.10,<2.13",
     ],
+    # Search of networks' settings.
+    "tune": ["optuna>=4,<6"],
     "report": ["matplotlib>=3.8,<4"],
     "s3": ["s3fs>=2024.2"],
     "azure": ["adlfs>=2024.2"],
     # What the benchmarks compare with.
-    "bench": ["duckdb>=1", "fastslim==0.3.0", "scikit-learn>=1.5,<2"],
+    "bench": [
+        "duckdb>=1",
+        "fastslim==0.3.0",
+        "pytorch-lightning<2.5.3",  # with later ones RecTools 0.19 does not start
+        "rectools[torch]==0.19.0",
+        "scikit-learn>=1.5,<2",
+    ],
     "dev": [
         "mypy>=1.10",
         "pytest>=8.2",

@@ -12,7 +12,7 @@ import typer
 
 from pipelines.progress import set_up_logging
 from pipelines.resources import conf_folder
-from recs.config import Config, ConfigError, load_config
+from recs.config import NETWORKS, Config, ConfigError, load_config
 
 app = typer.Typer(
     help="Distributed training of recommenders on Spark, Torch and Delta.",
@@ -125,14 +125,51 @@ def tune_slim(
         _print_document(outcome.document() | {"trials": trials})
 
 
+def _tune_command(name: str) -> None:
+    def command(
+        config: ConfigFile,
+        overrides: Overrides = None,
+        as_json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        from pipelines.examples import POSITIVES, SEQUENCES
+        from pipelines.networks import EXPORT
+        from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+        from pipelines.run import open_lake, read_trials, run_stages
+        from pipelines.tune import TUNE_NETWORKS, check_spaces
+        from recs.runs import Ledger
+
+        set_up_logging(verbose)
+        settings = _load(config, [*(overrides or []), f"models={name}"])
+        space = check_spaces(settings)[name].space
+        lake = open_lake(settings, verbose=verbose)
+        prepared = [INGEST, VOCABULARY, SPLIT, SEQUENCES, POSITIVES, EXPORT]
+        outcome = run_stages([*prepared, TUNE_NETWORKS], settings, lake)
+        trials = [trial.pop("settings") | trial for trial in read_trials(lake)]
+        _print_rows(trials, [*space, "metric", "k", "value", "seconds"])
+        done = Ledger(lake).newest("tune_networks", outcome.run_id)
+        assert done is not None
+        keys = [f"networks.{name}.{key}" for key in space]
+        print("best: " + " ".join(f"{key}={done.details[key]}" for key in keys))
+        print(f"model: {done.details[name]}")
+        if as_json:
+            _print_document(outcome.document() | {"trials": trials})
+
+    tune.command(name, help=f"Search the space that networks.{name}.tune declares.")(command)
+
+
+for _name in NETWORKS:
+    _tune_command(_name)
+
+
 @app.command()
 def sequentiality(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
-    """Tell how many frequent item sequences are lost when histories are shuffled."""
+    """Tell what is lost when histories are shuffled: frequent sequences, quality of networks."""
     from pipelines.prepare import INGEST, SPLIT, VOCABULARY
     from pipelines.run import open_lake, run_stages
-    from pipelines.sequentiality import SEQUENTIALITY, draw, read_losses, summary
+    from pipelines.sequentiality import SEQUENTIALITY, draw, read_changes, read_losses, summary
 
     set_up_logging(verbose)
     settings = _load(config, overrides)
@@ -141,10 +178,14 @@ def sequentiality(
     losses = read_losses(lake)
     rows = summary(losses)
     _print_rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
+    models = read_changes(lake, outcome.run_id)
+    if models:
+        _print_rows(models, list(models[0]))
     plot = draw(settings, losses)
     print(f"plot: {plot}")
     if as_json:
-        _print_document(outcome.document() | {"sequentiality": rows, "plot": plot})
+        found = {"sequentiality": rows, "model_sequentiality": models, "plot": plot}
+        _print_document(outcome.document() | found)
 
 
 def _stage_command(name: str, summary: str) -> None:
@@ -283,6 +324,7 @@ _TOLD_IN_A_LINE = {
     "AnalysisException",
     "GateFailed",
     "LaunchError",
+    "DivergedError",
 }
 
 if __name__ == "__main__":

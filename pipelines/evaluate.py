@@ -1,4 +1,4 @@
-"""Held-out targets ranked by every model, and the metrics of ranks and lists."""
+"""Held-out targets ranked by every model, and the metrics of ranks, judgements and lists."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from recs.config import Config, Gate
 from recs.data.histories import with_targets
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import sum_ranks
+from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
@@ -26,11 +27,12 @@ class GateFailed(RuntimeError):
 
 
 def run_evaluate(job: Job) -> None:
-    """Rank the held-out targets, then derive every metric from the ranks and the lists."""
+    """Rank and judge what was held out, then derive every metric from that and the lists."""
     settings = job.config.evaluate
     folder = join(job.work_folder, "catalogue")
     catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
-    job.write("ranks", reduce(DataFrame.unionByName, _ranks(job, catalogue)))
+    ranks, judgements = _measured_users(job, catalogue)
+    job.write("ranks", reduce(DataFrame.unionByName, ranks))
     totals = sum_ranks(
         job.read("ranks"),
         settings.ks,
@@ -52,14 +54,21 @@ def run_evaluate(job: Job) -> None:
             seed=job.config.seed,
         )
     )
+    if judgements:
+        job.write("judgements", reduce(DataFrame.unionByName, judgements))
+        found = relevance_metrics(job.read("judgements"), settings.split)
+        metrics = metrics.unionByName(found)
     job.write("metrics", metrics.join(F.broadcast(versions), "model"))
     if settings.baseline in job.config.models:
         job.write("metric_differences", totals.differences(job.spark, settings.baseline))
 
 
-def _ranks(job: Job, catalogue: ItemCatalogue) -> list[DataFrame]:
-    """Rank under every protocol; models that read the same of a history share a pass."""
-    settings = job.config.evaluate
+def _measured_users(job: Job, catalogue: ItemCatalogue) -> tuple[list[DataFrame], list[DataFrame]]:
+    """Return ranks under every protocol, and judgements where they are asked for.
+
+    Models that read the same of a history share a pass.
+    """
+    settings, seed = job.config.evaluate, job.config.seed
     by_values: dict[str, list[str]] = {}
     for name in job.config.models:
         by_values.setdefault(MODELS[name].values(job), []).append(name)
@@ -68,25 +77,29 @@ def _ranks(job: Job, catalogue: ItemCatalogue) -> list[DataFrame]:
     }
     versions = {name: MODELS[name].version(job) for name in job.config.models}
     version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
-    found = []
+
+    def of_model(found: DataFrame) -> DataFrame:
+        columns = {"model_version": version[F.col("model")], "split": F.lit(settings.split)}
+        return found.withColumns(columns)
+
+    ranks, judgements = [], []
     for values, names in by_values.items():
         users = with_targets(
             read_histories(job, values),
             job.read("interactions"),
             settings.split,
             _candidate_lists(job),
+            shown=job.config.events.shown,
         )
         users = job.persist(users)
-        for protocol in settings.protocols:
-            ranks = rank(
-                users,
-                [recommenders[name] for name in names],
-                RankingProtocol(protocol, seed=job.config.seed),
-                catalogue=catalogue,
-            )
-            ranks = ranks.withColumn("model_version", version[F.col("model")])
-            found.append(ranks.withColumn("split", F.lit(settings.split)))
-    return found
+        models = [recommenders[name] for name in names]
+        for name in settings.protocols:
+            if name == RELEVANCE:
+                judgements.append(of_model(judge(users, models, catalogue, seed)))
+            else:
+                protocol = RankingProtocol(name, seed=seed)
+                ranks.append(of_model(rank(users, models, protocol, catalogue=catalogue)))
+    return ranks, judgements
 
 
 def _candidate_lists(job: Job) -> DataFrame | None:
@@ -151,7 +164,7 @@ EVALUATE = Stage(
         "item_ids",
         *MODEL_TABLES,
     ),
-    writes=("ranks", "metrics", "metric_differences"),
+    writes=("ranks", "judgements", "metrics", "metric_differences"),
     settings=("mode", "seed", "models", "evaluate", "recommend"),
     work=run_evaluate,
 )

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from pipelines.networks import TRAIN, open_network
+from pipelines.networks import NETWORK_TABLES, TRAIN, open_network
 from recs.config import NETWORKS, Slim
 from recs.data import histories
 from recs.matrix import write_csr
@@ -133,7 +133,7 @@ def _name(name: str, job: Job) -> str:
 _FIT_SETTINGS = ("mode", "seed", "split", "evaluate")
 
 #: Tables that models are opened from, for the stages that read them.
-MODEL_TABLES = ("popularity", "item_weights", "item_embeddings", "user_embeddings")
+MODEL_TABLES = ("popularity", "item_weights", *NETWORK_TABLES)
 
 MODELS: dict[str, PipelineModel] = {
     model.name: model

@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from recs.config import NETWORKS, ConfigError
+from recs.config import NETWORKS, Config, ConfigError
 from recs.data import export
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
@@ -18,7 +18,10 @@ from recs.schema import TABLES
 from recs.storage import join, remove_tree
 from recs.training import embed
 from recs.training.launch import launch
-from recs.training.settings import TrainingJob
+from recs.training.settings import Network, TrainingJob
+
+#: Tables that a network is opened from.
+NETWORK_TABLES = ("item_embeddings", "user_embeddings")
 
 #: Training sets that are kept: the newest, and one that may still be trained on.
 _KEPT_SETS = 2
@@ -67,10 +70,8 @@ def run_train(job: Job) -> None:
     A run that was killed goes on from the checkpoints that it left, if it is started again with its
     run_id.
     """
-    names = _networks(job)
-    exported = Ledger(job.lake).newest("export")
-    if exported is None:
-        raise LakeError("there is no training set: run the stage export first")
+    names = networks_of(job.config)
+    exported = newest_export(job)
     rows = [_train(job, name, exported) for name in names]
     columns = [c for c in TABLES["trainings"].columns if c.name in rows[0]]
     schema = ", ".join(f"{column.name} {column.type}" for column in columns)
@@ -80,30 +81,50 @@ def run_train(job: Job) -> None:
 
 def _train(job: Job, name: str, exported: Finished) -> dict[str, Any]:
     """Train a network and return its row of ``trainings``."""
-    config, location = job.config, job.lake.location
-    network = config.networks[name]
-    task = TrainingJob(
-        name=name,
-        training_set=location.training_set(config.mode, exported.run_id),
-        folder=location.model(config.mode, name, job.run.run_id),
-        network=network,
-        processes=config.processes,
-        seed=config.seed,
-        versions={table: str(version) for table, version in exported.inputs.items()},
-    )
+    folder = job.lake.location.model(job.config.mode, name, job.run.run_id)
+    task = training_job(job, name, exported, folder)
     done = launch(job.spark, task)
-    validation = network.training.validation
+    validation = task.network.training.validation
     return {
         "model": name,
         "path": join(task.folder, "model"),
         "training_set": task.training_set,
-        "settings": network.model_dump_json(),
+        "settings": task.network.model_dump_json(),
         "metric": f"{validation.metric}@{validation.k}",
         **{key: done[key] for key in ("validation", "best_epoch", "epochs", "updates", "seconds")},
     }
 
 
-def _networks(job: Job) -> list[str]:
+def newest_export(job: Job) -> Finished:
+    """Return the run that made the training set: this one, or the newest.
+
+    Raises
+    ------
+    LakeError
+        If there is none.
+    """
+    ledger = Ledger(job.lake)
+    exported = ledger.newest("export", job.run.run_id) or ledger.newest("export")
+    if exported is None:
+        raise LakeError("there is no training set: run the stage export first")
+    return exported
+
+
+def training_job(job: Job, name: str, exported: Finished, folder: str) -> TrainingJob:
+    """Return the training of a network on an exported training set."""
+    config = job.config
+    return TrainingJob(
+        name=name,
+        training_set=job.lake.location.training_set(config.mode, exported.run_id),
+        folder=folder,
+        network=config.networks[name].network,
+        processes=config.processes,
+        seed=config.seed,
+        versions={table: str(version) for table, version in exported.inputs.items()},
+    )
+
+
+def networks_of(config: Config) -> list[str]:
     """Return the networks of the configuration.
 
     Raises
@@ -111,7 +132,7 @@ def _networks(job: Job) -> list[str]:
     ConfigError
         If it names none.
     """
-    names = [name for name in job.config.models if name in NETWORKS]
+    names = [name for name in config.models if name in NETWORKS]
     if not names:
         raise ConfigError(f"models names no network: add one of {', '.join(NETWORKS)}")
     return names
@@ -130,8 +151,8 @@ def run_embed(job: Job) -> None:
         sequences = sequences.join(changed, "user_id", "left_semi")
     histories = job.persist(embed.newest(sequences, job.fit_splits))
     users, items = [], []
-    for name in _networks(job):
-        folder = join(job.lake.location.model(job.config.mode, name, trained), "model")
+    for name in networks_of(job.config):
+        folder = model_folder(job, name)
         of_model = {"model": F.lit(name), "model_version": F.lit(trained)}
         users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
         items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
@@ -149,6 +170,11 @@ def _trained(job: Job) -> str:
     if done is None:
         raise LakeError("no network has been trained: run the stage train first")
     return done.run_id
+
+
+def model_folder(job: Job, name: str) -> str:
+    """Return the folder of a network as trained last."""
+    return join(job.lake.location.model(job.config.mode, name, _trained(job)), "model")
 
 
 def open_network(name: str, job: Job) -> EmbeddingModel:
@@ -178,14 +204,14 @@ TRAIN = Stage(
     "Train networks through TorchDistributor.",
     reads=(),
     writes=("trainings",),
-    settings=("mode", "seed", "models", "networks"),
+    settings=("mode", "seed", "models", *(f"networks.*.{part}" for part in Network.model_fields)),
     work=run_train,
 )
 EMBED = Stage(
     "embed",
     "Write the vectors of users and items that networks have learned.",
     reads=("sequences",),
-    writes=("user_embeddings", "item_embeddings"),
+    writes=NETWORK_TABLES,
     settings=("mode", "models"),
     work=run_embed,
 )

@@ -18,7 +18,7 @@ from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.recommend import RECOMMEND
 from pipelines.sequentiality import SEQUENTIALITY
-from pipelines.tune import TUNE_SLIM
+from pipelines.tune import TUNE_NETWORKS, TUNE_SLIM
 from recs.config import Config
 from recs.lake import Lake, Location
 from recs.runs import Ledger, new_run_id
@@ -43,6 +43,7 @@ STAGES: dict[str, Stage] = {
         RECOMMEND,
         EVALUATE,
         TUNE_SLIM,
+        TUNE_NETWORKS,
         SEQUENTIALITY,
     )
 }

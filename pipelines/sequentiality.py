@@ -1,4 +1,4 @@
-"""How much of a log's item sequences is order, as a table and a plot."""
+"""How much of a log is order: its item sequences, and what networks make of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
 from pipelines.job import Job, Stage
+from pipelines.networks import NETWORK_TABLES, model_folder, open_network
+from pipelines.prepare import read_histories
 from recs.config import Config, ConfigError
+from recs.data.histories import with_targets
+from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.sequentiality import Loss, losses
+from recs.evaluation.shuffling import Change, jaccard, shuffled
 from recs.lake import Lake
+from recs.ranking.files import write_catalogue
+from recs.ranking.jobs import rank, recommend
+from recs.ranking.protocols import RankingProtocol
 from recs.runs import Ledger
 from recs.schema import TABLES
 from recs.storage import join
+from recs.training import embed
 
 
 def run_sequentiality(job: Job) -> None:
@@ -31,6 +43,88 @@ def run_sequentiality(job: Job) -> None:
     schema = ", ".join(f"{column.name} {column.type}" for column in columns)
     rows = [[getattr(loss, column.name) for column in columns] for loss in found]
     job.write("sequentiality", job.spark.createDataFrame(rows, schema))
+    changes = [change for name in _trained(job) for change in _changes(job, name)]
+    if changes:
+        columns = [c for c in TABLES["model_sequentiality"].columns if c.name != "run_id"]
+        schema = ", ".join(f"{column.name} {column.type}" for column in columns)
+        rows = [[getattr(change, column.name) for column in columns] for change in changes]
+        job.write("model_sequentiality", job.spark.createDataFrame(rows, schema))
+
+
+def _trained(job: Job) -> list[str]:
+    """Return the networks of the configuration that this lake has trained and embedded."""
+    if not job.run.has("user_embeddings"):
+        return []
+    embedded = job.read("user_embeddings").select("model").distinct().collect()
+    return sorted({row["model"] for row in embedded} & set(job.config.models))
+
+
+def _changes(job: Job, name: str) -> list[Change]:
+    """Measure a network on histories as they are and shuffled."""
+    settings, seed = job.config.sequentiality, job.config.seed
+    catalogue = write_catalogue(
+        job.read("catalogue"), join(job.work_folder, "catalogue"), job.num_items()
+    )
+    model = open_network(name, job)
+    histories = job.persist(embed.newest(job.read("sequences"), job.fit_splits))
+    users = with_targets(
+        read_histories(job, name), job.read("interactions"), job.config.evaluate.split
+    )
+    users = job.persist(users)
+
+    def measured(users: DataFrame) -> tuple[dict[str, Row], DataFrame]:
+        ranks = rank(users, [model], RankingProtocol("full"), catalogue=catalogue)
+        ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split))
+        totals = sum_ranks(ranks, [settings.k], ties="against", replicates=1, seed=seed)
+        wanted = (F.col("slice") == "all") & (F.col("k") == settings.k)
+        rows = totals.metrics(job.spark).where(wanted).collect()
+        lists = recommend(users, model, k=settings.k, catalogue=catalogue, why=0)
+        return {row["metric"]: row for row in rows}, lists.select("user_id", "item_id")
+
+    before, lists = measured(users)
+    lists = job.persist(lists)
+    changes = []
+    for number in range(settings.shuffles):
+        folder = model_folder(job, name)
+        vectors = embed.user_embeddings(shuffled(histories, number, seed), folder)
+        after, others = measured(
+            users.drop("vector").join(vectors.select("user_id", "vector"), "user_id", "left")
+        )
+        changes.append(
+            Change(
+                model=name,
+                shuffle=number,
+                k=settings.k,
+                ndcg=before["ndcg"]["value"],
+                shuffled_ndcg=after["ndcg"]["value"],
+                hr=before["hr"]["value"],
+                shuffled_hr=after["hr"]["value"],
+                jaccard=jaccard(lists, others),
+                users=before["ndcg"]["users"],
+            )
+        )
+    return changes
+
+
+def read_changes(lake: Lake, run_id: str) -> list[dict[str, Any]]:
+    """Return, for each network, the means over the shuffles of a run; none where none is trained.
+
+    ``change`` is shuffled_ndcg / ndcg − 1.
+    """
+    done = Ledger(lake).newest("sequentiality", run_id)
+    if done is None or lake.key("model_sequentiality") not in done.outputs:
+        return []
+    version = done.outputs[lake.key("model_sequentiality")]
+    measures = ("ndcg", "shuffled_ndcg", "hr", "shuffled_hr", "jaccard")
+    rows = (
+        lake.load("model_sequentiality", version)
+        .groupBy("model", "k")
+        .agg(
+            *(F.round(F.avg(name), 4).alias(name) for name in measures),
+            F.round(F.avg("shuffled_ndcg") / F.avg("ndcg") - 1, 4).alias("change"),
+        )
+    )
+    return [row.asDict() for row in rows.orderBy("model").collect()]
 
 
 def read_losses(lake: Lake) -> list[Loss]:
@@ -86,8 +180,8 @@ def draw(config: Config, found: Sequence[Loss]) -> str:
 SEQUENTIALITY = Stage(
     "sequentiality",
     "Count frequent item sequences, and those lost when histories are shuffled.",
-    reads=("interactions",),
-    writes=("sequentiality",),
-    settings=("mode", "seed", "split", "sequentiality"),
+    reads=("interactions", "sequences", "catalogue", "user_ids", "item_ids", *NETWORK_TABLES),
+    writes=("sequentiality", "model_sequentiality"),
+    settings=("mode", "seed", "split", "evaluate", "models", "sequentiality"),
     work=run_sequentiality,
 )

@@ -1,10 +1,12 @@
-"""Search of SLIM's λ and β on validation events, every trial on one Gram matrix."""
+"""Search of settings on validation events: SLIM's λ and β, and networks' declared spaces."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -12,7 +14,9 @@ from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
 from pipelines.models import open_weights, slim_options
+from pipelines.networks import networks_of, newest_export, training_job
 from pipelines.prepare import read_histories
+from recs.config import Config, ConfigError
 from recs.data import histories, split
 from recs.evaluation.ranks import sum_ranks
 from recs.ranking.files import ItemCatalogue, write_catalogue
@@ -21,6 +25,9 @@ from recs.ranking.protocols import RankingProtocol
 from recs.schema import TABLES
 from recs.slim.fit import item_weights, prepare, require_converged, solve, write_weights
 from recs.storage import join
+from recs.training.dataset import open_training_set
+from recs.training.launch import launch
+from recs.training.space import Tune, Value
 
 log = logging.getLogger("recs")
 
@@ -83,6 +90,10 @@ def run_tune_slim(job: Job) -> None:
             }
         )
         log.info("trial", extra={"l1": l1, "l2": l2, grid.metric: value})
+    _write(job, trials)
+
+
+def _write(job: Job, trials: list[dict[str, Any]]) -> None:
     columns = [column for column in TABLES["trials"].columns if column.name in trials[0]]
     schema = ", ".join(f"{column.name} {column.type}" for column in columns)
     rows = [[trial[column.name] for column in columns] for trial in trials]
@@ -104,6 +115,86 @@ def _measure(
     return row["value"], row["users"]
 
 
+def check_spaces(config: Config) -> dict[str, Tune]:
+    """Return what is searched of each network that ``models`` names.
+
+    Raises
+    ------
+    ConfigError
+        If one declares no space, a space has a setting that is not there or a value that cannot be,
+        nothing is held out to measure trials by, or Optuna is missing.
+    """
+    if config.mode == "serve":
+        raise ConfigError("mode serve holds nothing out; search with mode=backtest")
+    try:
+        from recs.training.search import check_space
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the search needs {error.name}: pip install 'recs[tune]'") from error
+    spaces = {}
+    for name in networks_of(config):
+        key, tuned = f"networks.{name}.tune", config.networks[name]
+        if tuned.tune is None:
+            raise ConfigError(
+                f"{key} declares no space: give one, as {key}.space={{model.dim: [64, 128]}}"
+            )
+        try:
+            check_space(name, tuned.network, tuned.tune, config.export.lanes)
+        except ValueError as error:
+            raise ConfigError(f"key '{key}.space': {error}") from error
+        spaces[name] = tuned.tune
+    return spaces
+
+
+def run_tune_networks(job: Job) -> None:
+    """Search the declared space of every network on the newest training set.
+
+    Each trial is a training of its own, measured as training measures itself. A run that was killed
+    goes on with the trials that are left, if it is started again with its run_id.
+    """
+    spaces = check_spaces(job.config)
+    _write(job, [row for name, tune in spaces.items() for row in _search(job, name, tune)])
+
+
+def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:
+    """Return the trials of a network, best first, as rows of ``trials``."""
+    from recs.training.search import search
+
+    folder = job.lake.location.study(job.config.mode, name, job.run.run_id)
+    training = training_job(job, name, newest_export(job), folder)
+    held_out = open_training_set(training.training_set).manifest.parts["validation"]
+    users = sum(file.rows for file in held_out)
+    if not users:
+        raise ConfigError(
+            f"training set {training.training_set} has no validation events to measure trials by: "
+            "choose a split that holds some out"
+        )
+    best, *_ = trials = search(training, tune, partial(launch, job.spark))
+    job.run.details[name] = join(best.folder, "model")
+    for key, value in best.settings.items():
+        job.run.details[f"networks.{name}.{key}"] = _as_override(value)
+    validation = training.network.training.validation
+    return [
+        {
+            "model": name,
+            "settings": {key: _as_override(value) for key, value in trial.settings.items()},
+            "protocol": "full",
+            "split": "validation",
+            "metric": validation.metric,
+            "k": validation.k,
+            "value": trial.value,
+            "users": users,
+            "nonzeros": None,
+            "seconds": trial.seconds,
+        }
+        for trial in trials
+    ]
+
+
+def _as_override(value: Value) -> str:
+    """Return a value as ``key=value`` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 TUNE_SLIM = Stage(
     "tune_slim",
     "Search SLIM's l1 and l2 on validation events.",
@@ -111,4 +202,12 @@ TUNE_SLIM = Stage(
     writes=("trials",),
     settings=("mode", "seed", "split", "evaluate", "slim", "tune_slim"),
     work=run_tune_slim,
+)
+TUNE_NETWORKS = Stage(
+    "tune_networks",
+    "Search networks' settings on validation events.",
+    reads=(),
+    writes=("trials",),
+    settings=("mode", "seed", "models", "networks"),
+    work=run_tune_networks,
 )

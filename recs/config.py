@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Collection
 from datetime import datetime
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +31,7 @@ from recs.nn.models import MODELS
 from recs.settings import Strict
 from recs.storage import StorageError, check_uri, join, redact_text
 from recs.training.settings import Network, Processes
+from recs.training.space import Tune
 
 #: Networks, and all models: those solved in Spark come first.
 NETWORKS: tuple[str, ...] = tuple(MODELS)
@@ -347,11 +347,14 @@ class Sequentiality(Strict):
         Share of the times that a rule's first item (or two) occurs in which its last one follows.
     shuffles
         Seeded shuffles that are averaged.
+    k
+        Length of the lists that trained networks make of histories as they are and shuffled.
     """
 
     min_count: PositiveInt = 5
     min_confidence: Share = 0.1
     shuffles: PositiveInt = 5
+    k: PositiveInt = 10
 
 
 class Export(Strict):
@@ -404,16 +407,24 @@ class Evaluate(Strict):
     """What is measured.
 
     ``split: test`` fits on training and validation events and ranks the test targets;
-    ``validation`` fits on training events alone.
+    ``validation`` fits on training events alone. Protocol ``relevance`` asks of single items
+    whether the user likes them; at least one other is given, by which targets are ranked.
     """
 
     split: Literal["validation", "test"] = "test"
-    protocols: list[Literal["full", "uniform100", "popularity100", "given"]] = ["full"]
+    protocols: list[Literal["full", "uniform100", "popularity100", "given", "relevance"]] = ["full"]
     ks: list[PositiveInt] = [1, 5, 10, 20]
     ties: Literal["against", "half"] = "against"
     bootstrap: PositiveInt = 200
     baseline: ModelName = "popularity"
     gates: list[Gate] = []
+
+    @field_validator("protocols")
+    @classmethod
+    def _something_is_ranked(cls, value: list[str]) -> list[str]:
+        if not set(value) - {"relevance"}:
+            raise ValueError("name a protocol that ranks too, as in [full, relevance]")
+        return value
 
 
 class TuneSlim(Strict):
@@ -424,6 +435,17 @@ class TuneSlim(Strict):
     protocol: Literal["full", "uniform100", "popularity100"] = "full"
     metric: Literal["ndcg", "hr", "mrr"] = "ndcg"
     k: PositiveInt = 10
+
+
+class TunedNetwork(Network):
+    """A network, and the space of its settings that ``recs tune`` searches."""
+
+    tune: Tune | None = None
+
+    @property
+    def network(self) -> Network:
+        """The network alone: what is trained does not depend on what is searched."""
+        return Network(model=self.model, loss=self.loss, training=self.training)
 
 
 class Config(Strict):
@@ -450,7 +472,7 @@ class Config(Strict):
     slim: Slim = Slim()
     popularity: Popularity = Popularity()
     export: Export = Export()
-    networks: dict[NetworkName, Network] = {}
+    networks: dict[NetworkName, TunedNetwork] = {}
     processes: Processes = Processes()
     recommend: Recommend = Recommend()
     evaluate: Evaluate = Evaluate()
@@ -500,9 +522,12 @@ class Config(Strict):
         return value
 
     def hash(self, *keys: str) -> str:
-        """Return a hash of the settings with these (dotted) keys, the same for equal values."""
+        """Return a hash of the settings with these keys, the same for equal values.
+
+        Keys are dotted; ``*`` stands for all keys of a mapping.
+        """
         whole = self.model_dump(mode="json")
-        values = {key: reduce(lambda node, part: node[part], key.split("."), whole) for key in keys}
+        values = {key: _pick(whole, key.split(".")) for key in keys}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def locate(self, source: Source) -> str:
@@ -537,6 +562,15 @@ class Config(Strict):
         raise ConfigError(
             f"none of these exists: {', '.join(tried)}; give the folder as data=FOLDER"
         )
+
+
+def _pick(node: Any, parts: list[str]) -> Any:
+    """Return what a key, in parts, stands for below ``node``."""
+    if not parts:
+        return node
+    if parts[0] == "*":
+        return {key: _pick(value, parts[1:]) for key, value in node.items()}
+    return _pick(node[parts[0]], parts[1:])
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -70,6 +70,10 @@ class Location:
         """Return the folder that a run trains a network in."""
         return join(self.root, "models", mode, name, run_id)
 
+    def study(self, mode: Mode, name: str, run_id: str) -> str:
+        """Return the folder of a run's search of a network's settings."""
+        return join(self.root, "studies", mode, name, run_id)
+
     def work(self, *parts: str) -> str:
         """Return a path for working files, outside every table."""
         return join(self.root, "_work", *parts)

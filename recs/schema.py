@@ -90,7 +90,7 @@ _SPLIT = Column("split", "string", "train, validation or test", nullable=False)
 _PROTOCOL = Column(
     "protocol",
     "string",
-    "candidates ranked: full, uniform100, popularity100, given",
+    "candidates ranked: full, uniform100, popularity100, given; or relevance: pairs judged",
     nullable=False,
 )
 
@@ -392,6 +392,18 @@ _ALL = (
     _table(
         _MODEL,
         _MODEL_VERSION,
+        _SPLIT,
+        _USER_ID,
+        _ITEM_ID,
+        Column("liked", "boolean", "false: held out and disliked, or drawn", nullable=False),
+        Column("score", "float", "score of the model", nullable=False),
+        name="judgements",
+        comment="What each model says of held-out and drawn items (protocol relevance)",
+        cluster_by=("user_id",),
+    ),
+    _table(
+        _MODEL,
+        _MODEL_VERSION,
         *_METRIC_COLUMNS,
         name="metrics",
         comment="Metrics of each model",
@@ -418,6 +430,19 @@ _ALL = (
         Column("lost", "bigint", "rules of the log that the shuffled one lacks", nullable=False),
         name="sequentiality",
         comment="Frequent item sequences that are lost when histories are shuffled",
+    ),
+    _table(
+        _MODEL,
+        Column("shuffle", "int", "0, 1, … a seeded shuffle", nullable=False),
+        Column("k", "int", "length of the lists", nullable=False),
+        Column("ndcg", "double", "NDCG@k of histories as they are, full ranking", nullable=False),
+        Column("shuffled_ndcg", "double", "NDCG@k of shuffled histories", nullable=False),
+        Column("hr", "double", "HR@k of histories as they are", nullable=False),
+        Column("shuffled_hr", "double", "HR@k of shuffled histories", nullable=False),
+        Column("jaccard", "double", "mean Jaccard index of users' lists of both", nullable=False),
+        Column("users", "bigint", "users with held-out targets", nullable=False),
+        name="model_sequentiality",
+        comment="What networks lose when the histories that they read are shuffled",
     ),
     _table(
         _MODEL,

@@ -86,6 +86,8 @@ def with_targets(
     interactions: DataFrame,
     split: str,
     candidate_lists: DataFrame | None = None,
+    *,
+    shown: Sequence[str] = (),
 ) -> DataFrame:
     """Keep the users with held-out targets, and add what evaluation needs.
 
@@ -99,18 +101,27 @@ def with_targets(
         ``validation`` or ``test``.
     candidate_lists
         user_id, item_id (the target), candidates array<int>, where the data set gives lists.
+    shown
+        Event types that say nothing of what is disliked.
 
     Returns
     -------
     DataFrame
         ``histories`` with ``targets`` array<int> ascending (positive items of the split),
-        ``positives`` array<int> ascending (all the user's items in any split: never drawn as
-        negatives) and ``candidates`` array<int> (empty where none are given).
+        ``disliked`` array<int> ascending (its other items), ``positives`` array<int> ascending
+        (all the user's items in any split: never drawn as negatives) and ``candidates`` array<int>
+        (empty where none are given).
     """
-    held_out = interactions.where(F.col("positive") & (F.col("split") == split))
-    targets = held_out.groupBy("user_id").agg(
-        F.array_sort(F.collect_set("item_id")).alias("targets")
+    held_out = interactions.where((F.col("split") == split) & ~F.col("event_type").isin(*shown))
+    liked, disliked = (
+        F.collect_set(F.when(F.col("positive") == wanted, F.col("item_id")))
+        for wanted in (True, False)
     )
+    targets = held_out.groupBy("user_id").agg(
+        F.array_sort(liked).alias("targets"),
+        F.array_sort(F.array_except(disliked, liked)).alias("disliked"),
+    )
+    targets = targets.where(F.size("targets") > 0)
     known = interactions.groupBy("user_id").agg(
         F.array_sort(F.collect_set("item_id")).alias("positives")
     )

@@ -11,7 +11,7 @@ Klenitskiy, Volodkevich, Pembek and Vasilev 2024, "Does It Look Sequential? An A
 for Evaluation of Sequential Recommendations", RecSys. The paper reports the change of the number of
 rules, shuffled / original − 1, with counts from 5 and confidence from 0.1. ``lost`` is stricter: it
 counts the rules of the log that are not among the shuffled log's, whatever new ones chance brings.
-The parts of the paper that need a model are not here.
+The parts of the paper that need a model are in :mod:`recs.evaluation.shuffling`.
 
 Cost for E events and S shuffles: (S + 1)·E rows are sorted by user, and as many counted by their
 three items; both shuffle and spill as any window and grouping, a user of millions of events too.

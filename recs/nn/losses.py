@@ -103,6 +103,21 @@ def _binary(scores: Scores, weights: Tensor, beta: float) -> Tensor:
     return _total(beta * F.softplus(-positives_M) + against_M, weights)
 
 
+def relevance(scores: Scores, weights: Tensor, liked: Tensor) -> Tensor:
+    """Binary cross-entropy of what users did and did not want.
+
+    Σ w (−ln σ(r⁺) − Σ_j ln(1 − σ(r_j))) over items that were wanted, as :func:`bce`, and
+    Σ w −ln(1 − σ(r⁺)) over those that were not, which need no negatives.
+
+    Parameters
+    ----------
+    liked : bool[M]
+        Which are which.
+    """
+    disliked_M = F.softplus(_wide(scores.positives))
+    return bce(scores, weights * liked) + _total(disliked_M, weights * ~liked)
+
+
 def sampled_cross_entropy(
     scores: Scores,
     weights: Tensor,
@@ -416,6 +431,13 @@ class BCESettings(_Sampled):
         return bce(scores, weights)
 
 
+class RelevanceSettings(Strict):
+    """:func:`relevance`: disliked events are asked for too, and are negatives."""
+
+    name: Literal["relevance"] = "relevance"
+    sampler: SamplerSettings = UniformSettings()
+
+
 class GBCESettings(_Sampled):
     """:func:`gbce`; ``calibration`` is the paper's t, whose value there is 0.75."""
 
@@ -484,6 +506,7 @@ LossSettings = Annotated[
     | SampledCrossEntropySettings
     | InBatchSoftmaxSettings
     | BCESettings
+    | RelevanceSettings
     | GBCESettings
     | BPRSettings
     | BPRMaxSettings
@@ -554,6 +577,11 @@ class Loss(nn.Module):
         """Whether :attr:`Places.previous` is read."""
         return isinstance(self.sampler, Hard)
 
+    @property
+    def reads_liked(self) -> bool:
+        """Whether events that were not wanted are asked for too (:attr:`Places.liked`)."""
+        return isinstance(self.settings, RelevanceSettings)
+
     def forward(
         self,
         queries: Tensor,
@@ -606,6 +634,9 @@ class Loss(nn.Module):
             return sampled_cross_entropy(
                 scores, weights, *_corrections(settings.correction, asked, drawn)
             )
+        if isinstance(settings, RelevanceSettings):
+            assert places.liked is not None
+            return relevance(scores, weights, places.liked)
         return settings.of(scores, weights, self.num_items)
 
 

@@ -69,13 +69,23 @@ class Sizes(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What is learned of a batch: at each place of ``inputs`` the item that is asked for.
+    """What is learned of a batch: at each place of ``inputs`` one event that is asked for.
 
-    ``targets`` int64[B, L] is :data:`PADDING` where nothing is asked.
+    Attributes
+    ----------
+    inputs
+        What the network reads.
+    asked : int64[B, L]
+        Column of the batch's histories that the event is in; :data:`PADDING` where none is asked.
     """
 
     inputs: Histories
-    targets: Tensor
+    asked: Tensor
+
+    def take(self, values: Tensor) -> Tensor:
+        """Return [B, L]: of the asked events what ``values`` [B, T] says; else -1, or False."""
+        taken = values.gather(1, self.asked.clamp(min=0))
+        return taken.masked_fill(self.asked == PADDING, PADDING if taken.dtype != torch.bool else 0)
 
 
 class Settings(Strict):
@@ -130,14 +140,13 @@ class SequenceNetwork(nn.Module):
         histories
             The batch.
         wanted : bool[B, L]
-            Events whose items may be asked for; False for dislikes and in the padding.
+            Events that may be asked for; False in the padding.
         generator
             Of what is drawn at random; on the CPU.
         """
-        items = histories.items
         inputs = Histories(histories.users, *(part[:, :-1] for part in histories[1:]))
-        asked = wanted[:, 1:] & inputs.present
-        return Examples(inputs, torch.where(asked, items[:, 1:], PADDING))
+        after_L = torch.arange(1, wanted.shape[1], device=wanted.device)
+        return Examples(inputs, torch.where(wanted[:, 1:] & inputs.present, after_L, PADDING))
 
     def queries(self, histories: Histories) -> Tensor:
         """Return float[B, d]: the query for what comes after each history (length > 0)."""

@@ -75,6 +75,8 @@ class Places(NamedTuple):
         Of the rows of the batch; None lets only the target itself collide.
     previous
         Read by hard negatives only; None before the second epoch.
+    liked : bool[M]
+        Whether the user wanted the item that is asked for; None: all were.
     """
 
     step: int
@@ -84,6 +86,7 @@ class Places(NamedTuple):
     pool: Tensor
     positives: UserPositives | None = None
     previous: Previous | None = None
+    liked: Tensor | None = None
 
 
 class Negatives(NamedTuple):

@@ -7,6 +7,7 @@ the same batches.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import warnings
@@ -120,6 +121,8 @@ class PetastormReader:
         """Return the rows of the files, or of the first of them."""
         from petastorm import make_batch_reader
 
+        # It wants metadata beside the files that only its own writer makes, and does without.
+        logging.getLogger("petastorm").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             # Petastorm calls much of pyarrow that pyarrow will drop; its version is held for that.
             warnings.simplefilter("ignore", FutureWarning)

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 import recs.training.worker
 from recs.storage import filesystem, join, read_file, remove_tree, write_file
 from recs.training.dataset import open_training_set
+from recs.training.loop import TrainingError
 from recs.training.plan import Plan
 from recs.training.settings import TrainingJob
 
@@ -22,6 +23,10 @@ class LaunchError(RuntimeError):
     """Training that cannot start, or a process of it that failed."""
 
 
+class DivergedError(LaunchError):
+    """Training whose loss became no finite number: its settings' fault, not the machines'."""
+
+
 def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
     """Train with TorchDistributor and return the metrics of the run.
 
@@ -29,6 +34,8 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
     ------
     LaunchError
         If the cluster cannot run the processes, or one of them fails: with what it said last.
+    DivergedError
+        If the loss became no finite number.
     ValueError
         If the settings do not fit the training set.
     """
@@ -48,10 +55,12 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
             num_processes=processes.count, local_mode=processes.local, use_gpu=processes.gpu
         ).run(recs.training.worker.__file__, uri)
     except Exception as error:
-        raise LaunchError(f"training of {job.name} failed: {_reason(job) or error}") from error
+        reason = _reason(job)
+        kind = DivergedError if reason.startswith(f"{TrainingError.__name__}:") else LaunchError
+        raise kind(f"training of {job.name} failed: {_tail(reason) or error}") from error
     metrics = read_file(join(job.folder, "metrics.json"))
     if metrics is None:
-        raise LaunchError(f"training of {job.name} ended without metrics: {_reason(job)}")
+        raise LaunchError(f"training of {job.name} ended without metrics: {_tail(_reason(job))}")
     return dict(json.loads(metrics))
 
 
@@ -106,11 +115,15 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
 
 
 def _reason(job: TrainingJob) -> str:
-    """Return what the first failed process said last."""
+    """Return what the first failed process said."""
     fs, path = filesystem(join(job.folder, "errors"))
     if not fs.exists(path):
         return ""
     texts = [fs.cat_file(name).decode() for name in sorted(fs.ls(path, detail=False))]
     # A process that waits for a failed one fails too, with a message of the connection.
     told = [text for text in texts if "DistBackendError" not in text and "gloo" not in text]
-    return (told or texts or [""])[0][-_TAIL:].strip()
+    return (told or texts or [""])[0]
+
+
+def _tail(text: str) -> str:
+    return text[-_TAIL:].strip()

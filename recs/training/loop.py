@@ -18,7 +18,7 @@ from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from recs.training.feeds import Batch, Feed, columns_of
 from recs.training.model_folder import save_model
 from recs.training.optimizer import clip_gradients, make_optimizer
 from recs.training.plan import Plan
+from recs.training.reporters import Reporter
 from recs.training.settings import Optimizer, Training, TrainingJob
 
 log = logging.getLogger("recs")
@@ -52,16 +53,6 @@ _MOST_RANKS = 100
 
 class TrainingError(RuntimeError):
     """Training that cannot go on, such as one whose loss is no number."""
-
-
-class Reporter(Protocol):
-    """Is told of progress, on rank 0."""
-
-    def step(self, epoch: int, step: int, steps: int, loss: float, examples_per_s: float) -> None:
-        """A step is done."""
-
-    def measured(self, epoch: int, metric: str, value: float) -> None:
-        """The validation metric was measured."""
 
 
 @dataclass(frozen=True)
@@ -281,12 +272,13 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.updates)
         histories = self._histories(batch)
-        wanted = histories.present
+        liked = histories.present
         if "event_types" in self.arrays:
-            wanted = wanted & self.wanted[histories.event_types]
+            liked = liked & self.wanted[histories.event_types]
+        wanted = histories.present if self.loss.reads_liked else liked
         examples = self.network.examples(histories, wanted, generator)
-        asked = examples.targets != PADDING
-        places = self._places(batch, examples, asked)
+        asked = examples.asked != PADDING
+        places = self._places(batch, examples, histories.items, liked)
         num_asked = ranks.sum(asked.sum().float()).clamp(min=1)
         total = torch.zeros((), device=ranks.device)
         parts = self.settings.accumulate
@@ -311,14 +303,15 @@ class _Trainer:
             )
         return mean
 
-    def _places(self, batch: Batch, examples: Examples, asked: Tensor) -> Places:
+    def _places(self, batch: Batch, examples: Examples, items: Tensor, liked: Tensor) -> Places:
         """Return what is asked in this rank's rows."""
+        asked = examples.asked != PADDING
         rows, columns = torch.nonzero(asked, as_tuple=True)
         width = asked.shape[1]
         # A place is numbered from the newest event, which trimmed padding does not move.
         at = torch.from_numpy(batch.places).to(asked.device)[rows]
         numbers = at * (self.length + 1) + width - 1 - columns
-        targets = examples.targets[rows, columns]
+        targets = examples.take(items)[asked]
         previous = None
         if self.previous is not None:
             with torch.no_grad():
@@ -327,7 +320,14 @@ class _Trainer:
             previous = Previous(queries, vectors, biases)
         pool = self._pool(numbers, targets) if self.loss.reads_pool else targets
         return Places(
-            self.progress.updates, numbers, rows, targets, pool, self._positives(batch), previous
+            self.progress.updates,
+            numbers,
+            rows,
+            targets,
+            pool,
+            self._positives(batch),
+            previous,
+            examples.take(liked)[asked] if self.loss.reads_liked else None,
         )
 
     def _pool(self, numbers: Tensor, targets: Tensor) -> Tensor:
@@ -607,7 +607,19 @@ def _check_tables(job: TrainingJob, network: SequenceNetwork, loss: Loss) -> Non
 def make_loss(
     settings: Mapping[str, Any], data: TrainingSet, seed: int, tables: Tables = WHOLE
 ) -> Loss:
-    """Return the loss of these settings; by default the full cross-entropy.
+    """Return the loss of these settings.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_loss`.
+    """
+    counts = torch.from_numpy(np.array(data.train_events()))
+    return Loss(read_loss(settings), data.manifest.num_items, seed, counts, tables)
+
+
+def read_loss(settings: Mapping[str, Any]) -> LossSettings:
+    """Return settings of a loss, those that are not given at their defaults: full cross-entropy.
 
     Raises
     ------
@@ -615,12 +627,10 @@ def make_loss(
         If a setting is unknown or cannot be.
     """
     try:
-        made = TypeAdapter(LossSettings).validate_python({"name": "cross_entropy", **settings})
+        return TypeAdapter(LossSettings).validate_python({"name": "cross_entropy", **settings})
     except ValidationError as error:
         reasons = (f"loss.{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         raise ValueError("; ".join(reasons)) from None
-    counts = torch.from_numpy(np.array(data.train_events()))
-    return Loss(made, data.manifest.num_items, seed, counts, tables)
 
 
 def rate_factor(settings: Optimizer, update: int, total: int) -> float:
@@ -652,6 +662,7 @@ def _part(places: Places, first: int, last: int) -> Places:
         targets=places.targets[own],
         positives=UserPositives(offsets[first : last + 1] - begin, items[begin:end]),
         previous=previous and previous._replace(queries=previous.queries[own]),
+        liked=None if places.liked is None else places.liked[own],
     )
 
 

@@ -22,6 +22,7 @@ from recs.nn.losses import (
     bpr_max,
     full_cross_entropy,
     gbce,
+    relevance,
     sampled_cross_entropy,
     top1_max,
 )
@@ -132,6 +133,14 @@ def test_worked_by_hand() -> None:
     assert bpr(zero, one).item() == pytest.approx(ln2)
     assert bpr_max(zero, one, 1.0).item() == pytest.approx(ln2)
     assert top1_max(zero, one).item() == pytest.approx(1.0)  # ½ + ½
+
+
+def test_disliked_items_are_negatives_and_draw_none() -> None:
+    scores = Scores(torch.tensor([1.0, 2.0]), torch.tensor([[3.0], [4.0]]))
+    found = relevance(scores, torch.tensor([1.0, 10.0]), torch.tensor([True, False]))
+    liked = math.log1p(math.exp(-1.0)) + math.log1p(math.exp(3.0))
+    disliked = math.log1p(math.exp(2.0))
+    assert found.item() == pytest.approx(liked + 10 * disliked, rel=1e-5)
 
 
 def test_log_q_makes_frequent_negatives_light() -> None:
@@ -246,7 +255,15 @@ LOSSES: list[dict[str, Any]] = [
     {"name": "in_batch_softmax"},
     *(
         {"name": name, "sampler": sampler}
-        for name in ("bce", "gbce", "bpr", "bpr_max", "top1_max", "sampled_cross_entropy")
+        for name in (
+            "bce",
+            "relevance",
+            "gbce",
+            "bpr",
+            "bpr_max",
+            "top1_max",
+            "sampled_cross_entropy",
+        )
         for sampler in (
             {"name": "uniform", "negatives": 5},
             {"name": "popularity", "negatives": 5, "shared": True},
@@ -274,7 +291,7 @@ def _batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Places]:
         vectors.requires_grad_(),
         biases.requires_grad_(),
         weights,
-        Places(9, torch.arange(24), owners, targets, targets, positives, previous),
+        Places(9, torch.arange(24), owners, targets, targets, positives, previous, owners != 1),
     )
 
 
@@ -284,7 +301,7 @@ def test_ranks_sum_to_the_whole(settings: dict[str, Any]) -> None:
     counts = torch.ones(NUM_ITEMS)
     loss = _loss(counts=counts, **settings)
     queries, vectors, biases, weights, places = _batch()
-    assert places.previous is not None
+    assert places.previous is not None and places.liked is not None
     whole = loss(queries, vectors, biases, weights, places)
     expected = torch.autograd.grad(whole, (queries, vectors, biases))
     total = torch.zeros(())
@@ -294,6 +311,7 @@ def test_ranks_sum_to_the_whole(settings: dict[str, Any]) -> None:
             owners=places.owners[rows],
             targets=places.targets[rows],
             previous=places.previous._replace(queries=places.previous.queries[rows]),
+            liked=places.liked[rows],
         )
         total = total + loss(queries[rows], vectors, biases, weights[rows], part)
     torch.testing.assert_close(total, whole)

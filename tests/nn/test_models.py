@@ -24,6 +24,8 @@ ATTENTION = [
     for norm, positions in (("pre", "learned"), ("post", "fixed"))
 ]
 VARIANTS = [*((name, {}) for name in MODELS), *ATTENTION, ("gru4rec", {"layers": 2})]
+#: With those that ask for nothing at each place, and so learn more slowly.
+ALL_VARIANTS = [*VARIANTS, ("bert4rec", {"pooling": "mean"})]
 
 
 def _network(name: str, sizes: Sizes = SIZES, seed: int = 0, **settings: Any) -> SequenceNetwork:
@@ -54,11 +56,11 @@ def _trained(name: str, wide: Histories) -> bool:
     """Whether the network can be trained on histories of this width, by one step."""
     network = _network(name).train()
     examples = network.examples(wide, wide.present, torch.Generator().manual_seed(0))
-    asked = examples.targets >= 0
+    asked = examples.asked >= 0
     states = network.states(examples.inputs)[asked]
     full_cross_entropy(
         states,
-        examples.targets[asked],
+        examples.take(wide.items)[asked],
         network.item_vectors(),
         network.item_biases(),
         torch.ones(len(states)),
@@ -69,7 +71,7 @@ def _trained(name: str, wide: Histories) -> bool:
     )
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+@pytest.mark.parametrize(("name", "settings"), ALL_VARIANTS)
 def test_shapes(name: str, settings: dict[str, Any]) -> None:
     network = _network(name, **settings)
     histories = _histories([1, 4, 8], 8)
@@ -82,7 +84,7 @@ def test_shapes(name: str, settings: dict[str, Any]) -> None:
     assert network.queries(histories).shape == (3, width)
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+@pytest.mark.parametrize(("name", "settings"), ALL_VARIANTS)
 @pytest.mark.parametrize("event_types", [False, True])
 def test_padding_changes_nothing(name: str, settings: dict[str, Any], event_types: bool) -> None:
     network = _network(name, event_types=event_types, **settings)
@@ -97,7 +99,7 @@ def test_padding_changes_nothing(name: str, settings: dict[str, Any], event_type
     torch.testing.assert_close(network.queries(narrow)[:1], network.queries(trimmed))
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+@pytest.mark.parametrize(("name", "settings"), ALL_VARIANTS)
 def test_gradients_are_finite_and_none_comes_from_padding(
     name: str, settings: dict[str, Any]
 ) -> None:
@@ -168,7 +170,7 @@ def test_only_wanted_events_are_targets(name: str) -> None:
     wanted[3] = False
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        targets = network.examples(histories, wanted, generator).targets
+        targets = network.examples(histories, wanted, generator).take(histories.items)
         assert (targets[targets >= 0] % 2 == 1).all()
         assert (targets[3] == PADDING).all()
 
@@ -181,7 +183,7 @@ def test_examples_are_drawn_by_the_generator(name: str) -> None:
         network.examples(histories, histories.present, torch.Generator().manual_seed(3))
         for _ in range(2)
     )
-    assert torch.equal(first.targets, second.targets)
+    assert torch.equal(first.asked, second.asked)
     assert torch.equal(first.inputs.items, second.inputs.items)
 
 
@@ -206,11 +208,11 @@ def test_a_cycle_is_learned(name: str, settings: dict[str, Any]) -> None:
     histories = _cycle(7, num)
     for _ in range(500 if slow else 150):
         examples = network.examples(histories, histories.present, generator)
-        asked = examples.targets >= 0
+        asked = examples.asked >= 0
         states = network.states(examples.inputs)[asked]
         loss = full_cross_entropy(
             states,
-            examples.targets[asked],
+            examples.take(histories.items)[asked],
             network.item_vectors(),
             network.item_biases(),
             torch.ones(len(states)),
@@ -301,7 +303,8 @@ def test_bert4rec_hides_a_share_and_always_something_wanted() -> None:
     network = _network("bert4rec", masked=0.3, last_only=0.0, event_types=True)
     histories = _histories([1, 2] + [12] * 400, 12)
     generator = torch.Generator().manual_seed(0)
-    inputs, targets = network.examples(histories, histories.present, generator)
+    examples = network.examples(histories, histories.present, generator)
+    inputs, targets = examples.inputs, examples.take(histories.items)
     hidden = inputs.items == SIZES.num_items
     assert torch.equal(hidden, targets >= 0)
     assert hidden.any(1).all() and not (hidden & ~histories.present).any()
@@ -314,9 +317,33 @@ def test_bert4rec_hides_a_share_and_always_something_wanted() -> None:
 def test_bert4rec_hides_the_last_event_alone() -> None:
     network = _network("bert4rec", last_only=1.0)
     histories = _histories([1, 5, 12], 12)
-    _, targets = network.examples(histories, histories.present, torch.Generator())
+    examples = network.examples(histories, histories.present, torch.Generator())
+    targets = examples.take(histories.items)
     assert torch.equal(targets[:, -1], histories.items[:, -1])
     assert (targets[:, :-1] == PADDING).all()
+
+
+def test_bert4rec_pools_what_comes_before_an_event() -> None:
+    network = _network("bert4rec", pooling="mean", event_types=True)
+    histories = _histories([1, 2, 12, 12], 12)
+    wanted = histories.present & (histories.items % 2 == 0)
+    wanted[1, -1], wanted[3] = True, False
+    seen = set()
+    for seed in range(50):
+        examples = network.examples(histories, wanted, torch.Generator().manual_seed(seed))
+        # Of the first history nothing comes before the only event, of the last nothing is wanted.
+        assert (examples.asked[[0, 3]] == PADDING).all()
+        for row in (1, 2):
+            at = int(examples.asked[row, -1])
+            seen.add((row, at))
+            before = histories.items[row, :at]
+            assert wanted[row, at] and (before >= 0).any()
+            for read, given in zip(examples.inputs[1:3], histories[1:3], strict=True):
+                assert torch.equal(read[row, 11 - at :], given[row, :at])
+            assert (examples.inputs.items[row, : 11 - at] == PADDING).all()
+    possible = {(2, at) for at in range(1, 12) if wanted[2, at]}
+    assert seen == possible | {(1, 11)}
+    assert (network.examples(histories, wanted, torch.Generator()).asked[:, :-1] == PADDING).all()
 
 
 def test_bert4rec_drops_the_oldest_event_for_the_mask() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+import pipelines.tune
+from pipelines.cli import main
 from pipelines.run import STAGES, open_lake, run_stages, stages_of
+from pipelines.sequentiality import read_changes
 from recs.config import Config, ConfigError, load_config
 from recs.lake import Lake, LakeError
 from recs.runs import Ledger
+from recs.storage import write_file
 from recs.training.dataset import open_training_set
 from recs.training.launch import LaunchError, check
 from recs.training.model_folder import load_model
@@ -29,6 +34,11 @@ GIVEN = (
     "processes.threads=1",
     "networks.sasrec.training={epochs: 3, batch_size: 8}",
     "networks.sasrec.model.dim=16",
+    "evaluate.protocols=[full, relevance]",
+)
+TUNE = (
+    "networks.sasrec.tune={trials: 4, space: {model.dim: [8, 16]}}",
+    "networks.sasrec.tune.space.training.optimizer.rate={low: 1e-3, high: 1e-1, log: true}",
 )
 Configure = Callable[..., Config]
 
@@ -60,6 +70,11 @@ def test_networks_end_in_metrics_and_lists(
     lists = [row for row in rows_of(lake, "recommendations") if row["model"] == "sasrec"]
     assert {row["model_version"] for row in lists} == {"first"}
     assert not any(row["fallback"] for row in lists)
+    judged = {row["metric"] for row in document["metrics"] if row["protocol"] == "relevance"}
+    assert judged == {"accuracy", "auc"}
+    liked = [row for row in rows_of(lake, "judgements") if row["liked"]]
+    targets = [row for row in rows_of(lake, "ranks") if row["protocol"] == "full"]
+    assert len(liked) == len(targets) > 0
 
 
 def test_scores_are_products_of_the_embeddings(
@@ -97,6 +112,21 @@ def test_a_run_that_finished_training_takes_it_over(
     config = configure(*GIVEN, "run_id=first")
     run_stages([STAGES["train"]], config, lake)
     assert len(rows_of(lake, "trainings")) == 1
+
+
+def test_shuffled_histories_are_measured(finished: tuple[Configure, Lake, dict[str, Any]]) -> None:
+    configure, lake, document = finished
+    given = ("sequentiality={shuffles: 1, min_count: 2, k: 5}", "run_id=shuffled")
+    run_stages([STAGES["sequentiality"]], configure(*GIVEN, *given), lake)
+    (row,) = rows_of(lake, "model_sequentiality")
+    (ndcg,) = (
+        metric["value"]
+        for metric in document["metrics"]
+        if (metric["model"], metric["metric"], metric["k"]) == ("sasrec", "ndcg", 5)
+    )
+    assert (row["model"], row["k"], row["ndcg"]) == ("sasrec", 5, pytest.approx(ndcg))
+    assert 0 < row["jaccard"] < 1 and row["shuffled_ndcg"] != row["ndcg"]
+    assert read_changes(lake, "shuffled")[0]["jaccard"] == pytest.approx(row["jaccard"], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -191,3 +221,75 @@ def test_embeddings_are_of_the_newest_events(
     known = interactions.where("split <> 'test'").groupBy("user_id")
     newest = known.agg(F.max("sequence").alias("last")).collect()
     assert read == {row["user_id"]: row["last"] for row in newest}
+
+
+class TestTuning:
+    """On the training set of the finished run, whose stages are not run again."""
+
+    @pytest.fixture
+    def command(self, finished: tuple[Configure, Lake, dict[str, Any]]) -> list[str]:
+        configure, _, _ = finished
+        config = configure()
+        data = ["--config", f"{config.data}/tiny.yaml", f"data={config.data}"]
+        given = [f"root={config.root}", "run_id=first", *GIVEN, *TUNE]
+        return ["tune", "sasrec", *data, *given, "--json"]
+
+    def test_a_search_that_was_killed_goes_on_with_the_trials_that_are_left(
+        self,
+        command: list[str],
+        finished: tuple[Configure, Lake, dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        _, lake, _ = finished
+        jobs: list[TrainingJob] = []
+
+        def train(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
+            jobs.append(job)
+            if len(jobs) == 2:
+                raise LaunchError("killed")
+            write_file(f"{job.folder}/model/weights", b"weights")
+            return {"validation": job.network.training.optimizer.rate, "seconds": 1.0}
+
+        monkeypatch.setattr(pipelines.tune, "launch", train)
+        assert main(command) == 2
+        assert "killed" in capsys.readouterr().err
+        assert main(command) == 0
+        first, begun, *rest = jobs
+        assert rest[0] == begun and len(rest) == 3
+        assert first.training_set == rows_of(lake, "trainings")[0]["training_set"]
+        assert first.network.training.epochs == 3 and first.processes.count == 2
+
+        *shown, document = capsys.readouterr().out.splitlines()
+        trials = json.loads(document)["trials"]
+        rates = [job.network.training.optimizer.rate for job in (first, *rest)]
+        assert [trial["value"] for trial in trials] == sorted(rates, reverse=True)
+        best = trials[0]
+        of = [best[key] for key in ("model", "protocol", "split", "metric", "k", "users")]
+        assert of == ["sasrec", "full", "validation", "ndcg", 10, 30]
+        keys = ["model.dim", "training.optimizer.rate"]
+        assert shown[0].split() == [*keys, "metric", "k", "value", "seconds"]
+        assert "best: " + " ".join(f"networks.sasrec.{k}={best[k]}" for k in keys) in shown
+        (kept,) = Path(lake.location.root).glob("studies/backtest/sasrec/first/trial-*")
+        assert f"model: {kept}/model" in shown and (kept / "model" / "weights").is_file()
+
+        assert main(command) == 0  # finished: nothing is trained again
+        assert len(jobs) == 5
+        assert main([*command, "networks.sasrec.tune.trials=5"]) == 2
+        assert "take another run_id" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_trials_are_trainings(self, finished: tuple[Configure, Lake, dict[str, Any]]) -> None:
+        configure, _, _ = finished
+        given = (*GIVEN, *TUNE, "models=sasrec", "networks.sasrec.tune.trials=2")
+        config = configure(*given, "run_id=second")
+        lake = open_lake(config)
+        run_stages([STAGES["tune_networks"]], config, lake)
+        trials = rows_of(lake, "trials")
+        assert len(trials) == 2 and all(0 < trial["value"] <= 1 for trial in trials)
+        assert all(trial["seconds"] > 0 for trial in trials)
+        done = Ledger(lake).newest("tune_networks")
+        assert done is not None
+        network, _ = load_model(done.details["sasrec"])
+        best = max(trials, key=lambda trial: trial["value"])
+        assert network.item_vectors().shape == (20, int(best["settings"]["model.dim"]))

@@ -116,12 +116,16 @@ class TestTraining:
             ("sasrec", {"name": "bce", "sampler": {"name": "hard", "negatives": 2, "top": 5}}),
             ("sasrec", {"name": "in_batch_softmax"}),
             ("fpmc", {"name": "bpr"}),
+            ("lstm", {"name": "relevance"}),
+            ("bert4rec", {"name": "relevance"}),
         ],
     )
     def test_models_and_losses_go_together(
         self, training_set: TrainingSet, folder: str, name: str, loss: dict[str, Any]
     ) -> None:
-        train(job_of(training_set, folder, name=name, loss=loss, epochs=2), Ranks())
+        pooled = (name, loss["name"]) == ("bert4rec", "relevance")
+        model = {"pooling": "mean"} if pooled else {}
+        train(job_of(training_set, folder, name=name, loss=loss, model=model, epochs=2), Ranks())
         network, _ = load_model(f"{folder}/model")
         assert all(torch.isfinite(p).all() for p in network.parameters())
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 if TYPE_CHECKING:
     # The names of networks are known where torch is not installed.
-    from recs.nn.network import SequenceNetwork, Sizes
+    from recs.nn.network import SequenceNetwork, Settings, Sizes
 
 #: Where each network is, as ``module:class``; a module is imported when it is asked for.
 MODELS: dict[str, str] = {
@@ -66,12 +66,22 @@ def build(name: str, sizes: Sizes, settings: Mapping[str, Any]) -> SequenceNetwo
     Traceback (most recent call last):
     ValueError: fmc has no setting 'dims'; did you mean 'dim'? There are dim, dropout, event_types
     """
+    return model_class(name)(sizes, read_settings(name, settings))
+
+
+def read_settings(name: str, settings: Mapping[str, Any]) -> Settings:
+    """Return the settings of a network, those that are not given at their defaults.
+
+    Raises
+    ------
+    ValueError
+        As :func:`build`.
+    """
     network = model_class(name)
     try:
-        made = network.Settings.model_validate(dict(settings))
+        return network.Settings.model_validate(dict(settings))
     except ValidationError as error:
         raise ValueError("; ".join(_reasons(name, network, error))) from None
-    return network(sizes, made)
 
 
 def _reasons(name: str, network: type[SequenceNetwork], error: ValidationError) -> list[str]:

@@ -6,7 +6,7 @@ Shapes: B histories, L places, D the width, N items.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,10 @@ class BERT4RecSettings(EncoderSettings):
 
     Attributes
     ----------
+    pooling
+        ``mask``: events are hidden, and the state of a hidden place asks for its event. ``mean``:
+        none is; the mean of all states asks for what comes after them (with the loss
+        ``relevance``).
     masked
         Share ρ of events that are hidden.
     last_only
@@ -58,6 +62,7 @@ class BERT4RecSettings(EncoderSettings):
     """
 
     widening: Annotated[int, Field(gt=0)] = 4
+    pooling: Literal["mask", "mean"] = "mask"
     masked: Annotated[float, Field(gt=0, lt=1)] = 0.2
     last_only: Annotated[float, Field(ge=0, le=1)] = 0.1
 
@@ -69,7 +74,8 @@ class BERT4Rec(SequenceNetwork):
     state of a hidden place, P(v) = softmax(GELU(h W^P + b^P) Eᵀ + b^O), E the vectors that also
     stand for items in the input; the objective is the mean of −ln P over hidden places. What comes
     after a history is the event that [mask] at its end hides; where that makes it longer than
-    ``sizes.length``, the oldest event is dropped.
+    ``sizes.length``, the oldest event is dropped. With ``pooling: mean`` a history is cut at an
+    event drawn at random, and the mean of the states before it stands for h.
 
     Departs from the paper: which events are hidden is drawn afresh at each visit, not ten times
     in advance, and a history hides its last event alone with probability ``last_only``; an event's
@@ -83,6 +89,7 @@ class BERT4Rec(SequenceNetwork):
         super().__init__(sizes, settings)
         dim = settings.dim
         self.masked, self.last_only = settings.masked, settings.last_only
+        self.pools = settings.pooling == "mean"
         self.events = EventLookup(sizes, settings, scale=math.sqrt(dim))
         self.mask_vector = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.mask_vector, std=0.02 * math.sqrt(dim))
@@ -98,7 +105,10 @@ class BERT4Rec(SequenceNetwork):
         items_BL = histories.items.masked_fill(hidden_BL, PADDING)
         x_BLD = self.events(histories._replace(items=items_BL))
         x_BLD = torch.where(hidden_BL.unsqueeze(-1), self.mask_vector.to(x_BLD.dtype), x_BLD)
-        return F.gelu(self.head(self.encoder(x_BLD, histories.present)))
+        h_BLD = self.encoder(x_BLD, histories.present)
+        if self.pools:
+            h_BLD = _mean(h_BLD, histories.present).expand_as(h_BLD)
+        return F.gelu(self.head(h_BLD))
 
     def item_vectors(self) -> Tensor:
         """Return float[N, D]."""
@@ -111,13 +121,16 @@ class BERT4Rec(SequenceNetwork):
     def examples(
         self, histories: Histories, wanted: Tensor, generator: torch.Generator
     ) -> Examples:
-        """Return the histories with events hidden, at least one of them wanted, as targets.
+        """Return the histories with events hidden, at least one of them wanted, which are asked.
 
         Of histories longer than ``sizes.length`` the newest events are kept.
         """
+        if self.pools:
+            return _cut(histories, wanted, generator)
         length = self.sizes.length
+        dropped = max(0, wanted.shape[1] - length)
         histories = _newest(histories, length)
-        wanted_BL = wanted[:, -histories.items.shape[1] :] & histories.present
+        wanted_BL = wanted[:, dropped:] & histories.present
         # All is drawn on the CPU, so that it does not depend on the device.
         chances_BL = torch.rand(wanted_BL.shape, generator=generator).to(wanted_BL.device)
         alone_B = torch.rand(len(wanted_BL), generator=generator).to(wanted_BL.device)
@@ -133,11 +146,14 @@ class BERT4Rec(SequenceNetwork):
         alone_B = (alone_B < self.last_only) & last_BL[:, -1]
         hidden_BL = torch.where(alone_B[:, None], last_BL, hidden_BL)
 
-        targets = torch.where(hidden_BL & wanted_BL, histories.items, PADDING)
-        return Examples(self._hide(histories, hidden_BL), targets)
+        columns_L = torch.arange(dropped, wanted.shape[1], device=wanted.device)
+        asked_BL = torch.where(hidden_BL & wanted_BL, columns_L, PADDING)
+        return Examples(self._hide(histories, hidden_BL), asked_BL)
 
     def queries(self, histories: Histories) -> Tensor:
-        """Return float[B, D]: the states of [mask] after each history."""
+        """Return float[B, D]: the states of [mask] after each history, or of all its events."""
+        if self.pools:
+            return super().queries(histories)
         kept = _newest(histories, self.sizes.length - 1)
         empty = kept.items.new_zeros(len(kept.items), 1)
         extended = Histories(kept.users, *(torch.cat([part, empty], 1) for part in kept[1:]))
@@ -150,6 +166,34 @@ class BERT4Rec(SequenceNetwork):
             items=histories.items.masked_fill(hidden_BL, self.sizes.num_items),
             event_types=histories.event_types.masked_fill(hidden_BL, PADDING),
         )
+
+
+def _mean(h_BLD: Tensor, present_BL: Tensor) -> Tensor:
+    """Return float[B, 1, D]: the mean over places of events; zeros where there are none."""
+    weights_BL1 = present_BL.unsqueeze(-1).to(h_BLD.dtype)
+    total_B1D = (h_BLD * weights_BL1).sum(1, keepdim=True)
+    return total_B1D / weights_BL1.sum(1, keepdim=True).clamp(min=1)
+
+
+def _cut(histories: Histories, wanted: Tensor, generator: torch.Generator) -> Examples:
+    """Return what comes before one wanted event of each history, which its last place asks for."""
+    wanted_BL = wanted & histories.present
+    wanted_BL[:, 1:] &= histories.present[:, :-1]  # something has to come before it
+    wanted_BL[:, 0] = False
+    chances_BL = torch.rand(wanted_BL.shape, generator=generator).to(wanted_BL.device)
+    at_B1 = chances_BL.masked_fill(~wanted_BL, 2.0).argmin(1, keepdim=True)
+    places_L = torch.arange(wanted.shape[1] - 1, device=wanted.device)
+    from_BL = places_L + at_B1 - len(places_L)
+    before_BL = from_BL >= 0
+
+    def moved(part_BT: Tensor, empty: int) -> Tensor:
+        return part_BT.gather(1, from_BL.clamp(min=0)).masked_fill(~before_BL, empty)
+
+    users, items, event_types, gaps = histories
+    inputs = Histories(users, moved(items, PADDING), moved(event_types, PADDING), moved(gaps, 0))
+    asked_BL = torch.full_like(from_BL, PADDING)
+    asked_BL[:, -1:] = torch.where(wanted_BL.any(1, keepdim=True), at_B1, PADDING)
+    return Examples(inputs, asked_BL)
 
 
 def _newest(histories: Histories, length: int) -> Histories:

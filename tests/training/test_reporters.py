@@ -1,0 +1,102 @@
+"""What training tells, and to whom."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from recs.training.reporters import Bar, reporter_of
+from recs.training.settings import Network, Processes, TrainingJob
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainingJob:
+    return TrainingJob(
+        name="sasrec",
+        training_set=str(tmp_path / "set"),
+        folder=str(tmp_path / "model"),
+        network=Network(model={"dim": 16}),
+        processes=Processes(),
+        seed=1,
+    )
+
+
+def test_lines_without_a_terminal(job: TrainingJob, capsys: pytest.CaptureFixture[str]) -> None:
+    with reporter_of(job) as reporter:
+        reporter.step(0, 1, 3, 2.5, 1234.0)
+        reporter.step(0, 2, 3, 2.4, 1234.0)  # too soon after the first
+        reporter.step(0, 3, 3, 2.3, 1234.0)
+        reporter.measured(0, "ndcg@10", 0.25)
+    assert capsys.readouterr().out.splitlines() == [
+        "sasrec: epoch 1, step 1/3, loss 2.5000, 1,234 examples/s",
+        "sasrec: epoch 1, step 3/3, loss 2.3000, 1,234 examples/s",
+        "sasrec: epoch 1, validation ndcg@10 0.2500",
+    ]
+
+
+def test_a_bar_tells_loss_rate_and_metric(
+    job: TrainingJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = Bar(job)
+    bar.measured(0, "ndcg@10", 0.25)
+    bar.step(1, 3, 3, 2.3, 1234.0)
+    bar.close()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "sasrec" in shown and "epoch 2/20" in shown
+    assert "loss 2.3000" in shown and "1,234/s" in shown and "ndcg@10 0.2500" in shown
+
+
+class Tracking(ModuleType):
+    """Stands for mlflow."""
+
+    def __init__(self) -> None:
+        super().__init__("mlflow")
+        self.__spec__ = ModuleSpec("mlflow", None)
+        self.told: list[Any] = []
+
+    def start_run(self, run_name: str) -> None:
+        self.told.append(run_name)
+
+    def log_params(self, parameters: dict[str, Any]) -> None:
+        self.parameters = parameters
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.told.append((metrics, step))
+
+    def log_metric(self, name: str, value: float, step: int) -> None:
+        self.told.append((name, value, step))
+
+    def end_run(self, status: str) -> None:
+        self.told.append(status)
+
+
+def test_mlflow_is_told_where_it_is_configured(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = Tracking()
+    monkeypatch.setitem(sys.modules, "mlflow", tracking)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with reporter_of(job) as reporter:
+        reporter.step(0, 1, 3, 2.5, 1234.0)
+    assert tracking.told == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking")
+    with reporter_of(job) as reporter:
+        reporter.step(0, 1, 3, 2.5, 1234.0)
+        reporter.measured(0, "ndcg@10", 0.25)
+    with pytest.raises(ZeroDivisionError), reporter_of(job):
+        raise ZeroDivisionError
+    assert tracking.told == [
+        "sasrec",
+        ({"loss": 2.5, "examples_per_s": 1234.0}, 1),
+        ("ndcg_at_10", 0.25, 1),
+        "FINISHED",
+        "sasrec",
+        "FAILED",
+    ]
+    assert tracking.parameters["model.dim"] == 16
+    assert tracking.parameters["training.optimizer.name"] == "adamw"
