@@ -111,9 +111,10 @@ WHOLE = Tables()
 class ShardedTables(Tables):
     """Tables whose rows are shared by all processes; n = N/R, rounded up on the first ones.
 
-    A process holds n·D numbers, and while it reads U different ids their rows and as many that
-    others read of it. It sends and receives, of each batch of ids, U (R-1)/R ids and as many rows
-    of D, and in the backward pass as many rows again.
+    A process holds n·D numbers of a table, as many of each of its moments and, unless it is
+    ``sparse``, of its gradient; and while it reads U different ids, their rows and those that
+    others read of it, about as many. Of each batch of ids it sends and receives about U (R-1)/R
+    ids of 8 bytes and as many rows of D numbers, and in the backward pass as many rows again.
 
     Parameters
     ----------
