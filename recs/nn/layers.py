@@ -164,10 +164,11 @@ class EventLookup(nn.Module):
 
 
 class Positions(nn.Module):
-    """Vectors of the places of a history, counted from its right end.
+    """Vectors of the places of a history, counted from its oldest event, at 0.
 
-    The place that a batch's width leaves to the newest event is always the same one, so that
-    neither padding on the left nor trimming it changes a vector.
+    So each vector is learned from all histories that are as long, and the one that the newest event
+    has at inference as much as any; counted from the right end, that one would be learned from the
+    last events of histories alone. Padding on the left moves nothing.
 
     Parameters
     ----------
@@ -176,11 +177,11 @@ class Positions(nn.Module):
     dim
         Width; even if ``kind`` is fixed.
     kind
-        ``learned``, or ``fixed``: sin(p / 10000^(2i/D)) and cos of the same, p = 0 for the newest
-        (Vaswani et al. 2017, section 3.5, who count from the oldest).
+        ``learned``, or ``fixed``: sin(p / 10000^(2i/D)) and cos of the same for place p (Vaswani
+        et al. 2017, section 3.5).
     """
 
-    #: float[length, D]; the last row belongs to the newest event.
+    #: float[length, D]
     table: Tensor
 
     def __init__(self, length: int, dim: int, kind: Literal["learned", "fixed"]) -> None:
@@ -191,27 +192,28 @@ class Positions(nn.Module):
         else:
             self.register_buffer("table", _waves(length, dim), persistent=False)
 
-    def forward(self, width: int) -> Tensor:
-        """Return float[width, D].
+    def forward(self, present_BL: Tensor) -> Tensor:
+        """Return float[B, L, D]; of places in the padding nothing is promised.
 
         Raises
         ------
         ValueError
-            If ``width`` exceeds the length that the network was built for.
+            If L exceeds the length that the network was built for.
         """
-        length = len(self.table)
+        length, width = len(self.table), present_BL.shape[1]
         if width > length:
             raise ValueError(
                 f"a batch of histories is {width} events wide, but the network reads {length}: "
                 "keep the newest of them, or build it with a greater length"
             )
-        return self.table[length - width :]
+        places_BL = (present_BL.long().cumsum(1) - 1).clamp(min=0)
+        return F.embedding(places_BL, self.table)
 
 
 def _waves(length: int, dim: int) -> Tensor:
-    ages = torch.arange(length - 1, -1, -1, dtype=torch.float32)
+    places = torch.arange(length, dtype=torch.float32)
     rates = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
-    angles = ages[:, None] * rates
+    angles = places[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(length, dim)
 
 
@@ -317,7 +319,7 @@ class Encoder(nn.Module):
 
     def forward(self, x_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """Return float[B, L, D]; of places in the padding nothing is promised."""
-        x_BLD = x_BLD + self.positions(x_BLD.shape[1])
+        x_BLD = x_BLD + self.positions(present_BL)
         x_BLD = self.dropout(x_BLD if self.pre else self.norm(x_BLD))
         mask_B1LL = visible(present_BL, self.causal)
         for block in self.blocks:

@@ -44,14 +44,17 @@ def test_lookup_of_padding_is_zero_and_learns_nothing() -> None:
     assert (users[0] != 0).all() and (users[1:] == 0).all()
 
 
-def test_positions_count_from_the_newest() -> None:
+def test_positions_count_from_the_oldest() -> None:
+    present = torch.tensor([[True] * 4, [False, True, True, True]])
     for positions in (Positions(6, 4, "learned"), Positions(6, 4, "fixed")):
-        assert torch.equal(positions(6)[2:], positions(4))
-    fixed = Positions(6, 4, "fixed")(3)
-    assert fixed[-1].tolist() == [0, 1, 0, 1]
+        found = positions(present)
+        assert torch.equal(found[1, 1:], found[0, :3])
+        assert torch.equal(found[0], positions.table[:4])
+    fixed = Positions(6, 4, "fixed")(present)[0]
+    assert fixed[0].tolist() == [0, 1, 0, 1]
     one = torch.tensor([1.0, 0.01])
     expected = torch.stack([one.sin(), one.cos()], dim=1).flatten()
-    torch.testing.assert_close(fixed[-2], expected)
+    torch.testing.assert_close(fixed[1], expected)
 
 
 def test_places_see_events_before_them_and_themselves() -> None:

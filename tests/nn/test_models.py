@@ -206,7 +206,7 @@ def test_a_cycle_is_learned(name: str, settings: dict[str, Any]) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.002 if slow else 0.01)
     generator = torch.Generator().manual_seed(0)
     histories = _cycle(7, num)
-    for _ in range(500 if slow else 150):
+    for _ in range(600 if slow else 150):
         examples = network.examples(histories, histories.present, generator)
         asked = examples.asked >= 0
         states = network.states(examples.inputs)[asked]
