@@ -342,7 +342,8 @@ class Run:
         output = self._open_output(name)
         with self.lake.commit_metadata(self._mark):
             self.lake.delete(name, gone)
-        output.last = self._own_commit(name, after=output.last)["version"]
+        if self._newest(name) > output.last:  # where no row matches, Delta commits nothing
+            output.last = self._own_commit(name, after=output.last)["version"]
         return self.write(name, df, "append")
 
     def write_all(self, tables: Mapping[str, DataFrame], how: Write = "overwrite") -> None:

@@ -109,6 +109,17 @@ def test_replaced_rows_are_gone_and_the_others_stay(lake: Lake) -> None:
     assert wanted(lake) == {0: [5], 1: [6], 2: [5], 3: [6]}
 
 
+@pytest.mark.parametrize("users", [[7], []])
+def test_where_no_row_is_gone_rows_are_added(lake: Lake, users: list[int]) -> None:
+    with run(lake) as first:
+        first.write("user_positives", positives(lake, 0, item=5))
+    with run(lake, "r2") as second:
+        gone = lake.spark.createDataFrame([(user,) for user in users], "user_id int")
+        rows = positives(lake, 7, item=6).join(gone, "user_id", "left_semi")
+        second.replace("user_positives", rows, gone)
+    assert wanted(lake) == {0: [5]} | {user: [6] for user in users}
+
+
 def test_a_failed_replacement_leaves_the_table_as_it_was(lake: Lake) -> None:
     with run(lake) as first:
         first.write("user_positives", positives(lake, 0, item=5))

@@ -41,7 +41,12 @@ def test_days_one_by_one_end_as_all_at_once(
     (events / "late.csv").write_text("u,i,t,e\nuser3,item5,2025-01-01T00:00:02Z,view\n")
     lake = prepare(configured(*OVERRIDES, f"root={tmp_path}/daily", "run_id=second"))
     at_once = prepare(configured(*OVERRIDES, f"root={tmp_path}/at_once"))
-    assert tables(lake) == tables(at_once)
+    expected = tables(at_once)
+    assert tables(lake) == expected
+
+    # A day without events.
+    prepare(configured(*OVERRIDES, f"root={tmp_path}/daily", "run_id=third"))
+    assert tables(lake) == expected
 
     versions = Ledger(lake).versions()
     users = lake.load("user_ids", versions["user_ids"]).select("user", "user_id")

@@ -25,9 +25,10 @@ class SASRec(SequenceNetwork):
     negative a place, Σ_t −ln σ(r⁺) − ln(1 − σ(r⁻)); full and sampled cross-entropy serve better
     (Klenitskiy and Vasilev 2023). :mod:`recs.nn.losses` has all of them.
 
-    Departs from the paper: with ``norm: pre`` keys and values are normalised as queries are;
-    attention weights are dropped only if ``attention_dropout`` says so; ``norm``, ``positions``,
-    ``event_types`` and ``widening`` are choices.
+    Departs from the paper: positions count from the oldest event, not from the end of a padded
+    history; with ``norm: pre`` keys and values are normalised as queries are; attention weights are
+    dropped only if ``attention_dropout`` says so; ``norm``, ``positions``, ``event_types`` and
+    ``widening`` are choices.
     """
 
     Settings = EncoderSettings
