@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from recs.config import Config
 from recs.lake import Lake, LakeError, Write
 from recs.runs import Finished, Ledger, Run
+from recs.schema import TABLES
 from recs.storage import remove_tree
 
 log = logging.getLogger("recs")
@@ -55,6 +57,15 @@ class Job:
     def write(self, table: str, df: DataFrame, how: Write = "overwrite") -> int:
         """Write a table, seen by others when the run commits; return the rows written."""
         return self.run.write(table, df, how)
+
+    def write_rows(
+        self, table: str, rows: Sequence[Mapping[str, Any]], how: Write = "overwrite"
+    ) -> int:
+        """Write a few rows made here, each with the same of the table's columns by name."""
+        columns = [column for column in TABLES[table].columns if column.name in rows[0]]
+        schema = ", ".join(f"{column.name} {column.type}" for column in columns)
+        values = [[row[column.name] for column in columns] for row in rows]
+        return self.write(table, self.spark.createDataFrame(values, schema), how)
 
     def persist(self, df: DataFrame) -> DataFrame:
         """Keep what ``df`` computes until the stage ends."""

@@ -14,7 +14,6 @@ from recs.data import export
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
 from recs.runs import Finished, Ledger
-from recs.schema import TABLES
 from recs.storage import join, remove_tree
 from recs.training import embed
 from recs.training.launch import launch
@@ -73,10 +72,7 @@ def run_train(job: Job) -> None:
     names = networks_of(job.config)
     exported = newest_export(job)
     rows = [_train(job, name, exported) for name in names]
-    columns = [c for c in TABLES["trainings"].columns if c.name in rows[0]]
-    schema = ", ".join(f"{column.name} {column.type}" for column in columns)
-    values = [[row[column.name] for column in columns] for row in rows]
-    job.write("trainings", job.spark.createDataFrame(values, schema), "append")
+    job.write_rows("trainings", rows, "append")
 
 
 def _train(job: Job, name: str, exported: Finished) -> dict[str, Any]:
@@ -152,7 +148,7 @@ def run_embed(job: Job) -> None:
     histories = job.persist(embed.newest(sequences, job.fit_splits))
     users, items = [], []
     for name in networks_of(job.config):
-        folder = model_folder(job, name)
+        folder = model_folder(job, name, trained)
         of_model = {"model": F.lit(name), "model_version": F.lit(trained)}
         users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
         items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
@@ -172,9 +168,9 @@ def _trained(job: Job) -> str:
     return done.run_id
 
 
-def model_folder(job: Job, name: str) -> str:
-    """Return the folder of a network as trained last."""
-    return join(job.lake.location.model(job.config.mode, name, _trained(job)), "model")
+def model_folder(job: Job, name: str, trained: str) -> str:
+    """Return the folder of a network as the run ``trained`` has left it."""
+    return join(job.lake.location.model(job.config.mode, name, trained), "model")
 
 
 def open_network(name: str, job: Job) -> EmbeddingModel:

@@ -20,11 +20,10 @@ from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.sequentiality import Loss, losses
 from recs.evaluation.shuffling import Change, jaccard, shuffled
 from recs.lake import Lake
-from recs.ranking.files import write_catalogue
+from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank, recommend
 from recs.ranking.protocols import RankingProtocol
 from recs.runs import Ledger
-from recs.schema import TABLES
 from recs.storage import join
 from recs.training import embed
 
@@ -39,34 +38,40 @@ def run_sequentiality(job: Job) -> None:
         shuffles=settings.shuffles,
         seed=job.config.seed,
     )
-    columns = [column for column in TABLES["sequentiality"].columns if column.name != "run_id"]
-    schema = ", ".join(f"{column.name} {column.type}" for column in columns)
-    rows = [[getattr(loss, column.name) for column in columns] for loss in found]
-    job.write("sequentiality", job.spark.createDataFrame(rows, schema))
-    changes = [change for name in _trained(job) for change in _changes(job, name)]
-    if changes:
-        columns = [c for c in TABLES["model_sequentiality"].columns if c.name != "run_id"]
-        schema = ", ".join(f"{column.name} {column.type}" for column in columns)
-        rows = [[getattr(change, column.name) for column in columns] for change in changes]
-        job.write("model_sequentiality", job.spark.createDataFrame(rows, schema))
+    job.write_rows("sequentiality", [asdict(loss) for loss in found])
+    embedded = _embedded(job)
+    if embedded:
+        changes = _changes(job, embedded)
+        job.write_rows("model_sequentiality", [asdict(change) for change in changes])
 
 
-def _trained(job: Job) -> list[str]:
-    """Return the networks of the configuration that this lake has trained and embedded."""
+def _embedded(job: Job) -> dict[str, str]:
+    """Return the networks of the configuration that are embedded, and the run that trained each."""
     if not job.run.has("user_embeddings"):
-        return []
-    embedded = job.read("user_embeddings").select("model").distinct().collect()
-    return sorted({row["model"] for row in embedded} & set(job.config.models))
+        return {}
+    found = job.read("user_embeddings").select("model", "model_version").distinct().collect()
+    return {
+        row["model"]: row["model_version"] for row in found if row["model"] in job.config.models
+    }
 
 
-def _changes(job: Job, name: str) -> list[Change]:
-    """Measure a network on histories as they are and shuffled."""
-    settings, seed = job.config.sequentiality, job.config.seed
-    catalogue = write_catalogue(
-        job.read("catalogue"), join(job.work_folder, "catalogue"), job.num_items()
-    )
-    model = open_network(name, job)
+def _changes(job: Job, embedded: dict[str, str]) -> list[Change]:
+    """Measure networks on histories as they are and shuffled."""
+    folder = join(job.work_folder, "catalogue")
+    catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
     histories = job.persist(embed.newest(job.read("sequences"), job.fit_splits))
+    return [
+        change
+        for name, trained in sorted(embedded.items())
+        for change in _changes_of(job, name, trained, histories, catalogue)
+    ]
+
+
+def _changes_of(
+    job: Job, name: str, trained: str, histories: DataFrame, catalogue: ItemCatalogue
+) -> list[Change]:
+    settings, seed = job.config.sequentiality, job.config.seed
+    model, folder = open_network(name, job), model_folder(job, name, trained)
     users = with_targets(
         read_histories(job, name), job.read("interactions"), job.config.evaluate.split
     )
@@ -85,7 +90,6 @@ def _changes(job: Job, name: str) -> list[Change]:
     lists = job.persist(lists)
     changes = []
     for number in range(settings.shuffles):
-        folder = model_folder(job, name)
         vectors = embed.user_embeddings(shuffled(histories, number, seed), folder)
         after, others = measured(
             users.drop("vector").join(vectors.select("user_id", "vector"), "user_id", "left")

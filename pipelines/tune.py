@@ -22,7 +22,6 @@ from recs.evaluation.ranks import sum_ranks
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
-from recs.schema import TABLES
 from recs.slim.fit import item_weights, prepare, require_converged, solve, write_weights
 from recs.storage import join
 from recs.training.dataset import open_training_set
@@ -90,14 +89,7 @@ def run_tune_slim(job: Job) -> None:
             }
         )
         log.info("trial", extra={"l1": l1, "l2": l2, grid.metric: value})
-    _write(job, trials)
-
-
-def _write(job: Job, trials: list[dict[str, Any]]) -> None:
-    columns = [column for column in TABLES["trials"].columns if column.name in trials[0]]
-    schema = ", ".join(f"{column.name} {column.type}" for column in columns)
-    rows = [[trial[column.name] for column in columns] for trial in trials]
-    job.write("trials", job.spark.createDataFrame(rows, schema))
+    job.write_rows("trials", trials)
 
 
 def _measure(
@@ -152,7 +144,8 @@ def run_tune_networks(job: Job) -> None:
     goes on with the trials that are left, if it is started again with its run_id.
     """
     spaces = check_spaces(job.config)
-    _write(job, [row for name, tune in spaces.items() for row in _search(job, name, tune)])
+    trials = [row for name, tune in spaces.items() for row in _search(job, name, tune)]
+    job.write_rows("trials", trials)
 
 
 def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:

@@ -278,7 +278,7 @@ class _Trainer:
         wanted = histories.present if self.loss.reads_liked else liked
         examples = self.network.examples(histories, wanted, generator)
         asked = examples.asked != PADDING
-        places = self._places(batch, examples, histories.items, liked)
+        places = self._places(batch, examples, asked, histories.items, liked)
         num_asked = ranks.sum(asked.sum().float()).clamp(min=1)
         total = torch.zeros((), device=ranks.device)
         parts = self.settings.accumulate
@@ -303,9 +303,10 @@ class _Trainer:
             )
         return mean
 
-    def _places(self, batch: Batch, examples: Examples, items: Tensor, liked: Tensor) -> Places:
-        """Return what is asked in this rank's rows."""
-        asked = examples.asked != PADDING
+    def _places(
+        self, batch: Batch, examples: Examples, asked: Tensor, items: Tensor, liked: Tensor
+    ) -> Places:
+        """Return what is asked in this rank's rows, where ``asked`` bool[B, L] says."""
         rows, columns = torch.nonzero(asked, as_tuple=True)
         width = asked.shape[1]
         # A place is numbered from the newest event, which trimmed padding does not move.
