@@ -56,7 +56,7 @@ class EncoderSettings(EventSettings):
         The feed-forward network's inner width, in ``dim``.
     attention_dropout
         Share of the attention weights that are dropped; above 0 the weights of all pairs of places
-        are held in memory, on CPUs at a multiple of the time.
+        are held in memory.
     norm
         ``pre`` normalises what enters a sub-layer, ``post`` the sum that leaves it.
     positions
@@ -240,7 +240,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.inward = nn.Linear(dim, 3 * dim)
         self.outward = nn.Linear(dim, dim)
 
@@ -249,10 +249,16 @@ class SelfAttention(nn.Module):
         B, L, D = x_BLD.shape
         parts = self.inward(x_BLD).view(B, L, 3, self.heads, D // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()
-        dropout = self.dropout if self.training else 0.0
-        y_BHLE = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask_B1LL, dropout_p=dropout
-        )
+        dropped = self.dropout.p if self.training else 0.0
+        if dropped and x_BLD.device.type == "cpu":
+            # There torch has no fast kernel with dropout: the same, step by step.
+            scores_BHLL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            scores_BHLL = scores_BHLL.masked_fill(~mask_B1LL, -torch.inf)
+            y_BHLE = self.dropout(scores_BHLL.softmax(-1)) @ value
+        else:
+            y_BHLE = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask_B1LL, dropout_p=dropped
+            )
         return self.outward(y_BHLE.transpose(1, 2).reshape(B, L, D))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recs.nn.layers import Dropout, Lookup, Positions, UserLookup, visible
+from recs.nn.layers import Dropout, Lookup, Positions, SelfAttention, UserLookup, visible
 from recs.nn.network import PADDING
 
 
@@ -63,3 +63,20 @@ def test_places_see_events_before_them_and_themselves() -> None:
     assert visible(present, causal=True)[0, 0].tolist() == causal
     both = [[True, True, True], [False, True, True], [False, True, True]]
     assert visible(present, causal=False)[0, 0].tolist() == both
+
+
+def test_attention_that_drops_next_to_nothing_is_attention() -> None:
+    torch.manual_seed(0)
+    plain, dropping = SelfAttention(8, 2, 0.0), SelfAttention(8, 2, 1e-9)
+    dropping.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 5, 8)
+    mask = visible(torch.arange(5) >= torch.tensor([[0], [2], [4]]), causal=True)
+    torch.testing.assert_close(dropping(x, mask), plain(x, mask))
+
+
+def test_attention_drops_weights_in_training_alone() -> None:
+    attention = SelfAttention(8, 2, 0.5)
+    x, mask = torch.randn(3, 5, 8), visible(torch.ones(3, 5, dtype=torch.bool), causal=True)
+    assert not torch.equal(attention(x, mask), attention(x, mask))
+    attention.eval()
+    assert torch.equal(attention(x, mask), attention(x, mask))
