@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,18 +37,19 @@ from recs.training.checkpoint import Checkpoint, Shard, load_checkpoint, save_ch
 from recs.training.dataset import ARRAYS, TrainingSet, open_training_set
 from recs.training.feeds import Batch, Feed, columns_of
 from recs.training.model_folder import save_model
-from recs.training.optimizer import clip_gradients, make_optimizer
+from recs.training.optimizer import (
+    clip_gradients,
+    load_state,
+    make_optimizer,
+    rate_factor,
+    state_tensors,
+)
 from recs.training.plan import Plan
 from recs.training.reporters import Reporter
-from recs.training.settings import Optimizer, Training, TrainingJob
+from recs.training.settings import Training, TrainingJob
+from recs.training.validation import RANKED_A_LANE, HeldOut, metric, rank_counts
 
 log = logging.getLogger("recs")
-
-#: Histories of a lane that are ranked at once; the same for any number of ranks, so that the
-#: metric is too.
-_RANKED_A_LANE = 16
-#: Ranks up to here are counted one by one.
-_MOST_RANKS = 100
 
 
 class TrainingError(RuntimeError):
@@ -167,7 +168,7 @@ class _Trainer:
         lanes = manifest.lanes
         self.measured = self._feed(
             "validation",
-            self._plan("validation", lanes * _RANKED_A_LANE, shuffle=False),
+            self._plan("validation", lanes * RANKED_A_LANE, shuffle=False),
             self.length,
         )
         self.wanted = torch.zeros(manifest.num_event_types + 1, dtype=torch.bool)
@@ -355,15 +356,11 @@ class _Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        counts = self.ranks.sum(self._rank_counts())
-        users = int(counts.sum())
-        if not users:
-            return
+        counts = self.ranks.sum(rank_counts(self.network, self._held_out(), self.ranks.device))
         settings, progress = self.settings.validation, self.progress
-        hits = counts[1 : settings.k + 1].double().cpu()
-        places = torch.arange(1, len(hits) + 1, dtype=torch.float64)
-        gains = 1 / torch.log2(places + 1) if settings.metric == "ndcg" else torch.ones(len(hits))
-        value = float((hits * gains).sum() / users)
+        value = metric(counts, settings)
+        if value is None:
+            return
         name = f"{settings.metric}@{settings.k}"
         progress.history[-1][name] = value
         if self.ranks.rank == 0 and self.reporter:
@@ -377,73 +374,10 @@ class _Trainer:
         else:
             progress.misses += 1
 
-    @torch.no_grad()
-    def _rank_counts(self) -> Tensor:
-        """Return int64[1 + ranks]: how many targets have each rank, those beyond at 0.
-
-        Items that the user has wanted in training are left out; equal scores count against the
-        target.
-        """
-        self.network.eval()
-        items = self.network.item_vectors().float(), self.network.item_biases()
-        counts = torch.zeros(_MOST_RANKS + 1, dtype=torch.int64, device=self.ranks.device)
+    def _held_out(self) -> Iterator[HeldOut]:
         for batch in self.measured.batches(0):
-            histories = self._histories(batch)
             targets = torch.from_numpy(batch.columns["target"]).to(self.ranks.device).long()
-            seen = self._positives(batch)
-            owners = torch.repeat_interleave(
-                torch.arange(len(targets), device=targets.device), seen.offsets.diff()
-            )
-            for first in range(0, len(targets), _RANKED_A_LANE):
-                rows = slice(first, first + _RANKED_A_LANE)
-                real = targets[rows] >= 0
-                if not self.tables.sum(real.sum()):
-                    continue
-                queries = self.network.queries(Histories(*(part[rows] for part in histories)))
-                own = (owners >= first) & (owners < first + _RANKED_A_LANE)
-                pairs = owners[own] - first, seen.items[own].long()
-                ranks = self._ranks(items, queries.float(), targets[rows].clamp(min=0), *pairs)
-                ranks = ranks[real]
-                counts += torch.bincount(
-                    torch.where(ranks <= _MOST_RANKS, ranks, 0), minlength=_MOST_RANKS + 1
-                )
-        self.network.train()
-        return counts
-
-    def _ranks(
-        self,
-        items: tuple[Tensor, Tensor | None],
-        queries: Tensor,
-        goals: Tensor,
-        owners: Tensor,
-        seen: Tensor,
-    ) -> Tensor:
-        """Return int64[b]: the rank of each query's goal among the items that it has not seen.
-
-        Parameters
-        ----------
-        items : float[n, D], float[n] or None
-            Vectors and biases of this process's items.
-        queries : float[b, D]
-        goals : int64[b]
-        owners, seen : int64[s]
-            Pairs of a query and an item that is left out.
-        """
-        tables, lengths = self.tables, self.tables.lengths(len(queries))
-        pairs = tables.lengths(len(seen))
-        # A process ranks all processes' goals among its own items.
-        owners = tables.gather(owners + tables.own(lengths).start, pairs)
-        rows, here = tables.local(tables.gather(seen, pairs))
-        goal, goal_here = (part[:, None] for part in tables.local(tables.gather(goals, lengths)))
-        vectors, biases = items
-        scores = tables.gather(queries, lengths) @ vectors.T
-        if biases is not None:
-            scores = scores + biases.float()
-        found = tables.sum(scores.gather(1, goal).masked_fill(~goal_here, 0.0))
-        scores[owners[here], rows[here]] = -math.inf
-        scores.scatter_(1, goal, torch.where(goal_here, -math.inf, scores.gather(1, goal)))
-        better = tables.sum((scores >= found).sum(1))
-        return 1 + better[tables.own(lengths)]
+            yield HeldOut(self._histories(batch), targets, self._positives(batch))
 
     # -- checkpoints and the end ----------------------------------------------------------------
 
@@ -455,7 +389,7 @@ class _Trainer:
         tensors = {"weights": dict(self.network.state_dict()), "best": self.best_weights}
         if self.previous is not None:
             tensors["previous"] = dict(self.previous.state_dict())
-        tensors["optimizer"], groups = self._optimizer_state()
+        tensors["optimizer"], groups = state_tensors(self.optimizer, self.network)
         common: dict[str, dict[str, Tensor]] = {}
         rows: dict[str, dict[str, Tensor]] = {}
         for group, members in tensors.items():
@@ -500,37 +434,13 @@ class _Trainer:
         if "previous" in tensors:
             self.previous = copy.deepcopy(self.network).eval()
             self.previous.load_state_dict(tensors["previous"])
-        self._load_optimizer(tensors["optimizer"], found.state["groups"])
+        load_state(self.optimizer, self.network, tensors["optimizer"], found.state["groups"])
         self.progress = _Progress(**found.state["progress"])
         log.info("resumed", extra={"epoch": self.progress.epoch, "step": self.progress.step})
 
     @property
     def _shard(self) -> Shard:
         return Shard(self.ranks.rank, self.ranks.count)
-
-    def _names(self) -> list[str]:
-        """Return the names of parameters, in the order of the optimizer's numbers of them."""
-        names = {parameter: name for name, parameter in self.network.named_parameters()}
-        groups = self.optimizer.param_groups
-        return [names[parameter] for group in groups for parameter in group["params"]]
-
-    def _optimizer_state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Return the optimizer's tensors, by ``parameter/name``, and its groups."""
-        names, state = self._names(), self.optimizer.state_dict()
-        tensors = {
-            f"{names[number]}/{name}": value
-            for number, values in state["state"].items()
-            for name, value in values.items()
-        }
-        return tensors, state["param_groups"]
-
-    def _load_optimizer(self, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
-        numbers = {name: number for number, name in enumerate(self._names())}
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            parameter, _, name = key.partition("/")
-            state.setdefault(numbers[parameter], {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _identity(self) -> dict[str, Any]:
         """Return what a checkpoint must have in common with the run that goes on from it."""
@@ -632,22 +542,6 @@ def read_loss(settings: Mapping[str, Any]) -> LossSettings:
     except ValidationError as error:
         reasons = (f"loss.{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         raise ValueError("; ".join(reasons)) from None
-
-
-def rate_factor(settings: Optimizer, update: int, total: int) -> float:
-    """Return the share of the learning rate at an update of ``total``.
-
-    >>> rate_factor(Optimizer(warm_up_steps=4, decay="linear"), 1, 10)
-    0.5
-    """
-    if update < settings.warm_up_steps:
-        return (update + 1) / settings.warm_up_steps
-    left = (update - settings.warm_up_steps) / max(1, total - settings.warm_up_steps)
-    if settings.decay == "linear":
-        return max(0.0, 1 - left)
-    if settings.decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
-    return 1.0
 
 
 def _part(places: Places, first: int, last: int) -> Places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -86,6 +87,22 @@ def make_optimizer(settings: Optimizer, network: nn.Module) -> torch.optim.Optim
     )
 
 
+def rate_factor(settings: Optimizer, update: int, total: int) -> float:
+    """Return the share of the learning rate at an update of ``total``.
+
+    >>> rate_factor(Optimizer(warm_up_steps=4, decay="linear"), 1, 10)
+    0.5
+    """
+    if update < settings.warm_up_steps:
+        return (update + 1) / settings.warm_up_steps
+    left = (update - settings.warm_up_steps) / max(1, total - settings.warm_up_steps)
+    if settings.decay == "linear":
+        return max(0.0, 1 - left)
+    if settings.decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
+    return 1.0
+
+
 def clip_gradients(network: nn.Module, shards: Container[str], tables: Tables, norm: float) -> None:
     """Scale all gradients so that their norm together is at most ``norm``.
 
@@ -110,3 +127,37 @@ def clip_gradients(network: nn.Module, shards: Container[str], tables: Tables, n
     scale = torch.clamp(norm / (total + 1e-6), max=1.0)
     for grad in (*rows, *others):
         grad.mul_(scale.to(grad.device))
+
+
+def state_tensors(
+    optimizer: torch.optim.Optimizer, network: nn.Module
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return the optimizer's tensors, by ``parameter/name``, and its groups."""
+    names, state = _names(optimizer, network), optimizer.state_dict()
+    tensors = {
+        f"{names[number]}/{name}": value
+        for number, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def load_state(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    tensors: dict[str, Tensor],
+    groups: list[dict[str, Any]],
+) -> None:
+    """Give an optimizer what :func:`state_tensors` returned of one."""
+    numbers = {name: number for number, name in enumerate(_names(optimizer, network))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        parameter, _, name = key.partition("/")
+        state.setdefault(numbers[parameter], {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _names(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[str]:
+    """Return the names of parameters, in the order of the optimizer's numbers of them."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from recs.settings import Strict
 
 _Positive = Annotated[int, Field(gt=0)]
+#: Ranks of validation's targets are counted one by one up to here.
+MOST_RANKS = 100
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -63,7 +65,7 @@ class Validation(Strict):
     """
 
     metric: Literal["ndcg", "hr"] = "ndcg"
-    k: _Positive = 10
+    k: Annotated[int, Field(gt=0, le=MOST_RANKS)] = 10
     every: _Positive = 1
     patience: _Positive | None = 10
 
