@@ -113,7 +113,8 @@ def tune_slim(
     from pipelines.tune import TUNE_SLIM
 
     set_up_logging(verbose)
-    settings = _load(config, [*(overrides or []), "evaluate.split=validation"])
+    held_out = ["evaluate.split=validation", "export.hold_out=true"]
+    settings = _load(config, [*(overrides or []), *held_out])
     if settings.mode == "serve":
         raise ConfigError("mode serve holds nothing out; search with mode=backtest")
     lake = open_lake(settings, verbose=verbose)

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from pipelines.job import Job, Stage
 from recs.config import NETWORKS, Config, ConfigError
 from recs.data import export
+from recs.data.split import catalogue
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
 from recs.runs import Finished, Ledger
@@ -27,20 +28,24 @@ _KEPT_SETS = 2
 
 
 def run_export(job: Job) -> None:
-    """Write the training set of this run: training sequences, and validation events to stop by."""
+    """Write the training set of this run: sequences, and validation events to stop by."""
     config, events = job.config, job.config.events
     num_users, num_items = job.num_users(), job.num_items()
     sequences, interactions = job.read("sequences"), job.read("interactions")
     train = sequences.where(F.col("upto") == "train")
     measured = export.with_targets(train, interactions)
+    liked, splits = F.col("train"), ("train",)
+    if not config.export.hold_out:
+        train, measured = embed.newest(sequences, job.fit_splits), measured.limit(0)
+        liked, splits = F.array_union("train", "validation"), job.fit_splits
     by_hash = F.xxhash64(F.lit(config.seed), "user_id")
     types = job.read("event_type_ids").collect()
     positive = [name for name, kind in events.types.items() if kind.polarity == "positive"]
     export.export(
         train,
         measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
-        job.read("user_positives").select("user_id", F.col("train").alias("items")),
-        job.read("catalogue"),
+        job.read("user_positives").select("user_id", liked.alias("items")),
+        catalogue(interactions, job.read("item_ids"), splits, config.split.recommendable),
         job.lake.location.training_set(config.mode, job.run.run_id),
         tables=job.run.inputs,
         num_users=num_users,
@@ -186,7 +191,7 @@ EXPORT = Stage(
         "sequences",
         "interactions",
         "user_positives",
-        "catalogue",
+        "item_ids",
         "event_type_ids",
         "user_ids",
         "item_ids",
@@ -208,6 +213,6 @@ EMBED = Stage(
     "Write the vectors of users and items that networks have learned.",
     reads=("sequences",),
     writes=NETWORK_TABLES,
-    settings=("mode", "models"),
+    settings=("mode", "models", "evaluate.split"),
     work=run_embed,
 )

@@ -118,6 +118,11 @@ def check_spaces(config: Config) -> dict[str, Tune]:
     """
     if config.mode == "serve":
         raise ConfigError("mode serve holds nothing out; search with mode=backtest")
+    if not config.export.hold_out:
+        raise ConfigError(
+            "export.hold_out: false leaves no validation events to measure trials by: search with "
+            "export.hold_out=true"
+        )
     try:
         from recs.training.search import check_space
     except ModuleNotFoundError as error:

@@ -367,10 +367,15 @@ class Export(Strict):
         of processes that will train on it. Batches are of as many rows of each.
     validation_users
         Users on whose validation events training is measured: all, or so many, by hash.
+    hold_out
+        False trains on validation events too, as SLIM is fitted, for all ``epochs``: the last
+        training of a backtest, when validation has chosen their number. Of a user's events the
+        newest ``sequences.length`` are read, so not with windows or sessions.
     """
 
     lanes: PositiveInt = 16
     validation_users: PositiveInt = 20_000
+    hold_out: bool = True
 
 
 class Popularity(Strict):
@@ -493,6 +498,22 @@ class Config(Strict):
         asked = [name.strip() for name in names]
         known: dict[str, Any] = {name: {} for name in asked if name in NETWORKS}
         return {**values, "networks": known | (values.get("networks") or {})} if known else values
+
+    @model_validator(mode="after")
+    def _nothing_is_held_out(self) -> Config:
+        if self.export.hold_out:
+            return self
+        if self.evaluate.split == "validation":
+            raise ValueError(
+                "export.hold_out: false trains on the events that evaluate.split: validation "
+                "ranks: change one of them"
+            )
+        if self.sequences and (self.sequences.stride or self.sequences.session_gap_minutes):
+            raise ValueError(
+                "export.hold_out: false trains on the newest events of each user: leave out "
+                "sequences.stride and sequences.session_gap_minutes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _event_types_are_known(self) -> Config:

@@ -65,6 +65,21 @@ def test_mistakes_are_named(file: Path, override: str, message: str) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.split=validation", "trains on the events that evaluate.split: validation ranks"),
+        ("sequences.stride=10", "leave out sequences.stride and sequences.session_gap_minutes"),
+        ("sequences.session_gap_minutes=30", "leave out sequences.stride and"),
+    ],
+)
+def test_with_nothing_held_out_some_settings_cannot_be(
+    file: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(file, "export.hold_out=false", override)
+
+
 def test_missing_file_root_and_data_are_named(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing.yaml does not exist"):
         load_config(file.parent / "nothing.yaml")

@@ -107,9 +107,9 @@ def export(
 
 
 def with_targets(sequences: DataFrame, interactions: DataFrame) -> DataFrame:
-    """Return each user's newest training sequence and the positive event of validation after it.
+    """Return each user's newest training sequence and the first positive event of validation.
 
-    Of several such events the first is the target.
+    Where splits follow time, that comes after it.
     """
     newest = Window.partitionBy("user_id").orderBy(F.desc("last"))
     histories = sequences.withColumn("_newest", F.row_number().over(newest))

@@ -3,7 +3,7 @@
 Shapes: B histories, L places, D the width, H heads, N rows of a table.
 
 Padding stands on the left and must change nothing: it is looked up as zeros, nobody attends to it,
-and positions are counted from the right end, so that a history gives the same states in however
+and positions are counted from the oldest event, so that a history gives the same states in however
 wide a batch it comes.
 """
 

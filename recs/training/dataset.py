@@ -25,7 +25,6 @@ NUMBERS = ("user_id", "length", "target")
 ARRAYS = ("items", "event_types", "gaps")
 
 #: The parts: what is trained on, and histories whose next item is known.
-PARTS = ("train", "validation")
 
 #: Folder of the matrix of users and the items that they have wanted.
 POSITIVES = "positives"
@@ -132,7 +131,8 @@ def open_training_set(folder: str) -> TrainingSet:
     content = read_file(join(folder, _MANIFEST))
     if content is None:
         raise TrainingSetError(
-            f"{folder} holds no training set ({_MANIFEST} is missing): run the stage export first"
+            f"{folder} holds no training set ({_MANIFEST} is missing): run the stage export first, "
+            "under another run_id if this one's was removed by later ones"
         )
     values: dict[str, Any] = json.loads(content)
     if values.get("format") != FORMAT:

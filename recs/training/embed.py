@@ -10,6 +10,7 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from recs.data.sequences import PADDING
 from recs.ranking.lists import offsets_of, read_column, read_lists, to_arrow
 from recs.training.dataset import ARRAYS
 
@@ -40,7 +41,9 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
     Parameters
     ----------
     histories
-        user_id, last, items, event_types, gaps; arrays of one length, padded on the left.
+        user_id, last, items, event_types, gaps; arrays of one length, padded on the left. Events
+        whose item or type came after the training are passed over; users with no other have no
+        vector.
     model
         URI of the model's folder.
     """
@@ -53,11 +56,12 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
 
         network = _network(model)
         for batch in batches:
-            users = read_column(batch, "user_id")
-            arrays = [
-                read_lists(batch, name).items.reshape(len(users), -1)[:, -network.sizes.length :]
-                for name in ARRAYS
-            ]
+            users, last = read_column(batch, "user_id"), read_column(batch, "last")
+            arrays = [read_lists(batch, name).items.reshape(len(users), -1) for name in ARRAYS]
+            arrays = _known(arrays, network)
+            some = (arrays[0] >= 0).any(1)
+            users, last = users[some], last[some]
+            arrays = [values[some, -network.sizes.length :] for values in arrays]
             # By length, so that short histories are read without their padding.
             lengths = (arrays[0] >= 0).sum(1)
             order = np.argsort(lengths, kind="stable")
@@ -78,7 +82,7 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
                 yield pa.RecordBatch.from_pydict(
                     {
                         "user_id": users,
-                        "last": read_column(batch, "last"),
+                        "last": last,
                         "vector": _lists(vectors),
                     }
                 )
@@ -110,6 +114,22 @@ def item_embeddings(spark: SparkSession, model: str) -> DataFrame:
             )
 
     return spark.range(0, 1, 1, 1).mapInArrow(embed, ITEM_EMBEDDINGS)
+
+
+def _known(arrays: list[np.ndarray], network: SequenceNetwork) -> list[np.ndarray]:
+    """Return int32[B, L] without the events that the network cannot read, padded on the left."""
+    items, event_types, gaps = arrays
+    new = items >= network.sizes.num_items
+    if "event_types" in network.arrays:
+        new |= event_types >= network.sizes.num_event_types
+    if not new.any():
+        return arrays
+    known = (items >= 0) & ~new
+    order = np.argsort(known, axis=1, kind="stable")
+    return [
+        np.take_along_axis(np.where(known, values, padding), order, 1)
+        for values, padding in ((items, PADDING), (event_types, PADDING), (gaps, 0))
+    ]
 
 
 @lru_cache(maxsize=2)

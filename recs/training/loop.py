@@ -96,7 +96,7 @@ class _Objective(nn.Module):
 
 @dataclass
 class _Progress:
-    """Where training is, and the best that it has seen."""
+    """Where training is, and the best that it has seen; ``loss`` is the sum of the epoch's."""
 
     epoch: int = 0
     step: int = 0
@@ -104,6 +104,7 @@ class _Progress:
     best: float = -1.0
     best_epoch: int = -1
     misses: int = 0
+    loss: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -225,7 +226,8 @@ class _Trainer:
         while progress.epoch < self.settings.epochs and not self._has_ended():
             self._epoch(started)
             progress.epoch, progress.step = progress.epoch + 1, 0
-            if progress.epoch % self.settings.validation.every == 0:
+            ended = progress.epoch == self.settings.epochs
+            if ended or progress.epoch % self.settings.validation.every == 0:
                 self._validate()
             progress.seconds = time.monotonic() - started
             self._save()
@@ -241,11 +243,13 @@ class _Trainer:
         if self.loss.reads_previous and progress.step == 0 and progress.epoch > 0:
             self.previous = copy.deepcopy(self.network).eval()
         self.network.train()
-        total, examples, since = 0.0, 0, time.monotonic()
+        if progress.step == 0:
+            progress.loss = 0.0
+        examples, since = 0, time.monotonic()
         for batch in self.feed.batches(progress.epoch, progress.step):
-            loss = self._step(batch)
-            total += loss
-            examples += self.settings.batch_size
+            loss, rows = self._step(batch)
+            progress.loss += loss
+            examples += rows
             progress.step += 1
             progress.updates += 1
             if rank_zero and self.reporter:
@@ -257,13 +261,13 @@ class _Trainer:
         progress.history.append(
             {
                 "epoch": progress.epoch,
-                "loss": total / max(1, progress.step),
+                "loss": progress.loss / max(1, progress.step),
                 "examples_per_s": examples / (time.monotonic() - since),
             }
         )
 
-    def _step(self, batch: Batch) -> float:
-        """Make one update and return the mean loss of the whole batch."""
+    def _step(self, batch: Batch) -> tuple[float, int]:
+        """Make one update and return the mean loss of the whole batch, and its histories."""
         progress, ranks = self.progress, self.ranks
         # All that is random at this step comes from here, whatever came before it.
         torch.manual_seed(_mixed(self.job.seed, progress.updates, ranks.rank))
@@ -296,13 +300,15 @@ class _Trainer:
             clip_gradients(self.network, self.shards, self.tables, self.settings.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        mean = float(ranks.sum(total) / num_asked)
+        rows = (histories.users >= 0).sum().to(total.dtype)
+        total, rows = ranks.sum(torch.stack([total, rows]))
+        mean = float(total / num_asked)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss is {mean} at epoch {progress.epoch}, step {progress.step}: lower "
                 "optimizer.rate, or train with precision fp32"
             )
-        return mean
+        return mean, int(rows)
 
     def _places(
         self, batch: Batch, examples: Examples, asked: Tensor, items: Tensor, liked: Tensor

@@ -167,7 +167,7 @@ def search(
         )
         for trial in trials
     ]
-    found.sort(key=lambda trial: (-trial.value, trial.number))
+    found.sort(key=lambda trial: (trial.failure is not None, -trial.value, trial.number))
     if all(trial.failure for trial in found):
         raise StudyError(
             f"no trial of {job.name} could be trained; the first: {found[0].failure}. "
@@ -250,14 +250,15 @@ def _outcome(
     job: TrainingJob, trial: FrozenTrial, train: Callable[[TrainingJob], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Train, and return the last three fields of :class:`Trial`."""
+    folder = _folder(job, trial.number)
     try:
         network = with_settings(job.network, trial.params)
         _read(job.name, network)
+        tried = TrainingJob.model_validate({**dict(job), "network": network, "folder": folder})
     except ValueError as error:  # the few that check_space has not met
         return {"value": 0.0, "seconds": 0.0, "failure": str(error)}
-    folder = _folder(job, trial.number)
     try:
-        done = train(job.model_copy(update={"network": network, "folder": folder}))
+        done = train(tried)
     except DivergedError as error:
         return {"value": 0.0, "seconds": 0.0, "failure": str(error)}
     return {"value": done["validation"], "seconds": done["seconds"], "failure": None}
@@ -268,8 +269,16 @@ def _done(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _best(study: optuna.Study) -> int | None:
-    """Return the number of the best trial, of equal ones the first; None before there is one."""
-    best = max(_done(study), key=lambda trial: (trial.value, -trial.number), default=None)
+    """Return the number of the best trial, of equal ones the first; None before there is one.
+
+    One that could not be trained has left no model: any other is better.
+    """
+
+    def rank(trial: FrozenTrial) -> tuple[bool, float, int]:
+        outcome = study.user_attrs[str(trial.number)]
+        return outcome["failure"] is None, outcome["value"], -trial.number
+
+    best = max(_done(study), key=rank, default=None)
     return None if best is None else best.number
 
 

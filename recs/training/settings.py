@@ -77,7 +77,7 @@ class Training(Strict):
     ----------
     length
         Longest history that the network reads; of a longer one a random part, another in every
-        epoch. None: that of the sequences.
+        epoch. None: that of the sequences but one, as each event asks for the next.
     batch_size
         Histories of a step over all processes; a multiple of ``export.lanes``.
     accumulate

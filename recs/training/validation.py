@@ -102,7 +102,8 @@ def _ranks(
     found = tables.sum(scores.gather(1, goal).masked_fill(~goal_here, 0.0))
     scores[owners[here], rows[here]] = -math.inf
     scores.scatter_(1, goal, torch.where(goal_here, -math.inf, scores.gather(1, goal)))
-    better = tables.sum((scores >= found).sum(1))
+    # So that a score which is no number is the last, not the first.
+    better = tables.sum((~(scores < found)).sum(1))
     return 1 + better[tables.own(lengths)]
 
 

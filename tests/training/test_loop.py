@@ -150,6 +150,13 @@ class TestTraining:
         )
         assert train(job, Ranks())["epochs"] == 3
 
+    def test_the_end_is_measured_however_rarely_it_is(
+        self, training_set: TrainingSet, folder: str
+    ) -> None:
+        job = job_of(training_set, folder, epochs=3, validation=Validation(every=2))
+        metrics = train(job, Ranks())
+        assert ["ndcg@10" in row for row in metrics["history"]] == [False, True, True]
+
     def test_a_loss_that_is_no_number_is_told(self, training_set: TrainingSet, folder: str) -> None:
         job = job_of(training_set, folder, optimizer=Optimizer(rate=1e30, clip=None))
         with pytest.raises(TrainingError, match=r"lower optimizer\.rate"):
@@ -321,7 +328,7 @@ class TestResuming:
             "model": {"dropout": 0.3},
             "loss": {"name": "bce", "sampler": {"name": "hard", "top": 5}},
         }
-        train(job_of(training_set, str(tmp_path / "whole"), **settings), Ranks())
+        unbroken = train(job_of(training_set, str(tmp_path / "whole"), **settings), Ranks())
         folder = tmp_path / "broken"
         for step in (4, 18, 22):  # in the first epoch, between two, and in the third
             process = run(job_of(training_set, str(folder), **settings), 1)
@@ -339,6 +346,8 @@ class TestResuming:
         assert resumed.returncode == 0 and "resumed" in output
         whole, broken = weights_of(str(tmp_path / "whole")), weights_of(str(folder))
         assert all(torch.equal(tensor, broken[name]) for name, tensor in whole.items())
+        history = json.loads((folder / "metrics.json").read_text())["history"]
+        assert [row["loss"] for row in history] == [row["loss"] for row in unbroken["history"]]
 
     def test_checkpoints_of_other_settings_are_refused(
         self, training_set: TrainingSet, folder: str

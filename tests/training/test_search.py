@@ -243,6 +243,25 @@ class TestSearch:
         assert all(trial.value == 0 and "nan" in str(trial.failure) for trial in failed)
         assert trials[0].failure is None
 
+    def test_any_model_is_better_than_none(self, tmp_path: Path) -> None:
+        def found_nothing(job: TrainingJob) -> dict[str, Any]:
+            if job.network.model["dim"] == 16:
+                raise DivergedError("the loss is nan")
+            write_file(f"{job.folder}/model/weights", b"weights")
+            return {"validation": 0.0, "seconds": 1.0}
+
+        best, *_ = search(job_of(tmp_path), tune_of(), found_nothing)
+        assert best.failure is None and Path(best.folder).is_dir()
+
+    def test_settings_that_the_processes_cannot_train_are_a_trial_that_failed(
+        self, tmp_path: Path
+    ) -> None:
+        job = job_of(tmp_path).model_copy(update={"processes": Processes(count=2)})
+        space = {"training.batch_size": [64, 1]}
+        trials = search(job, tune_of(space, trials=6), Trainer())
+        failures = {trial.settings["training.batch_size"]: trial.failure for trial in trials}
+        assert failures[64] is None and "batch" in str(failures[1])
+
     def test_where_all_diverged_the_reason_is_told(self, tmp_path: Path) -> None:
         def diverging(job: TrainingJob) -> dict[str, Any]:
             raise DivergedError("the loss is nan")
