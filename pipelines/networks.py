@@ -34,10 +34,12 @@ def run_export(job: Job) -> None:
     sequences, interactions = job.read("sequences"), job.read("interactions")
     train = sequences.where(F.col("upto") == "train")
     measured = export.with_targets(train, interactions)
-    liked, splits = F.col("train"), ("train",)
-    if not config.export.hold_out:
-        train, measured = embed.newest(sequences, job.fit_splits), measured.limit(0)
-        liked, splits = F.array_union("train", "validation"), job.fit_splits
+    liked, splits = F.col("train"), job.fit_splits
+    if config.export.hold_out:
+        splits = ("train",)
+    else:
+        train, measured = embed.newest(sequences, splits), measured.limit(0)
+        liked = F.array_union("train", "validation")
     by_hash = F.xxhash64(F.lit(config.seed), "user_id")
     types = job.read("event_type_ids").collect()
     positive = [name for name, kind in events.types.items() if kind.polarity == "positive"]

@@ -22,8 +22,9 @@ SCORES = torch.tensor(
 
 def counts_of(last: list[int], targets: list[int], seen: list[list[int]]) -> torch.Tensor:
     network = build("fmc", Sizes(9, NUM_ITEMS, 1, 2), {"dim": NUM_ITEMS})
-    network.events.items.weight.data = SCORES.clone()
-    network.targets.weight.data = torch.eye(NUM_ITEMS)
+    weights = network.state_dict()
+    weights["events.items.weight"].copy_(SCORES)
+    weights["targets.weight"].copy_(torch.eye(NUM_ITEMS))
     items = torch.tensor(last)[:, None]
     nothing = torch.zeros_like(items)
     offsets = torch.tensor([0, *torch.tensor([len(s) for s in seen]).cumsum(0)])
