@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -103,6 +104,32 @@ def test_the_training_set_names_the_versions_it_was_made_of(
     assert manifest.tables == done.inputs
     _, versions = load_model(sasrec["path"])
     assert versions == {table: str(version) for table, version in done.inputs.items()}
+
+
+@pytest.mark.parametrize("hold_out", [True, False])
+def test_validation_events_are_trained_on_if_nothing_is_held_out(
+    finished: tuple[Configure, Lake, dict[str, Any]], tmp_path: Path, hold_out: bool
+) -> None:
+    configure, lake, _ = finished
+    shutil.copytree(lake.location.root, tmp_path / "lake")
+    given = (f"root={tmp_path}/lake", f"export.hold_out={hold_out}", "run_id=again")
+    lake = open_lake(configure(*GIVEN, *given))
+    run_stages([STAGES["export"]], configure(*GIVEN, *given), lake)
+    exported = Ledger(lake).newest("export")
+    assert exported is not None
+    data = open_training_set(lake.location.training_set("backtest", exported.run_id))
+    parts = data.manifest.parts
+    assert sum(file.rows for file in parts["validation"]) == (30 if hold_out else 0)
+
+    trained_on = ("train",) if hold_out else ("train", "validation")
+    version = Ledger(lake).versions()[lake.key("interactions")]
+    known = lake.load("interactions", version).where(F.col("split").isin(*trained_on))
+    newest = known.groupBy("user_id").agg(F.max_by("item_id", "sequence").alias("item_id"))
+    files = [pq.read_table(data.path(file.name)).to_pylist() for file in parts["train"]]
+    assert {row["user_id"]: row["items"][-1] for rows in files for row in rows} == {
+        row["user_id"]: row["item_id"] for row in newest.collect()
+    }
+    assert data.train_events().sum() == known.where("positive").count()
 
 
 def test_a_run_that_finished_training_takes_it_over(
