@@ -193,7 +193,6 @@ EXPORT = Stage(
         "sequences",
         "interactions",
         "user_positives",
-        "item_ids",
         "event_type_ids",
         "user_ids",
         "item_ids",

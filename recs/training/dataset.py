@@ -24,8 +24,6 @@ FORMAT = 1
 NUMBERS = ("user_id", "length", "target")
 ARRAYS = ("items", "event_types", "gaps")
 
-#: The parts: what is trained on, and histories whose next item is known.
-
 #: Folder of the matrix of users and the items that they have wanted.
 POSITIVES = "positives"
 

@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 from recs.settings import Strict
 
 _Positive = Annotated[int, Field(gt=0)]
-#: Ranks of validation's targets are counted one by one up to here.
-MOST_RANKS = 100
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+
+#: Ranks of validation's targets are counted one by one up to here.
+MOST_RANKS = 100
 
 
 class Optimizer(Strict):
