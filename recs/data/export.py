@@ -27,6 +27,9 @@ _RATIO, _SHORTEST = 2**0.5, 8
 # Rows are numbered in so many parts of each length, each sorted by a task.
 _SLICES = 256
 
+# Of columns that compress well; the others have none.
+_CODECS = {f"{name}.list.element": "lz4" for name in ("event_types", "gaps")}
+
 _WRITTEN = "file int, name string, rows bigint, columns string"
 
 
@@ -249,7 +252,10 @@ def _table(table: pa.Table, numbers: Sequence[str], length: int) -> pa.Table:
 
 
 def _save(table: pa.Table, uri: str) -> None:
-    """Write a file of one row group. Ids hardly repeat: a dictionary would only take time."""
+    """Write a file of one row group, each column a page: more of them would only take time.
+
+    Nor would a dictionary serve ids, which hardly repeat.
+    """
     import pyarrow.parquet as pq
 
     fs, path = filesystem(uri)
@@ -260,6 +266,7 @@ def _save(table: pa.Table, uri: str) -> None:
             file,
             row_group_size=max(1, table.num_rows),
             use_dictionary=False,
-            compression="lz4",
+            compression=_CODECS,
+            data_page_size=max(1, table.nbytes),
             write_statistics=False,
         )

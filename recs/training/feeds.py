@@ -67,13 +67,13 @@ class Reader(Protocol):
 
 
 class ArrowReader:
-    """Reads with pyarrow, some files ahead."""
+    """Reads with pyarrow, some files ahead, in one thread: more only take turns with the feed."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = list(columns)
 
     def read(self, uris: Iterable[str]) -> Iterator[Rows]:
-        with ThreadPoolExecutor(2) as threads:
+        with ThreadPoolExecutor(1) as threads:
             yield from _ahead(threads, self._read, iter(uris), _FILES_AHEAD)
 
     def _read(self, uri: str) -> Rows:
@@ -131,7 +131,6 @@ class PetastormReader:
                 schema_fields=self._fields,
                 shuffle_row_groups=False,
                 workers_count=1,
-                convert_early_to_numpy=True,
             )
             # As a context manager it would print a line each time.
             try:
@@ -190,18 +189,21 @@ class Feed:
         places = (lanes[:, None] * rows_a_lane + np.arange(rows_a_lane)).ravel()
         reader = READERS[self.reader](self.columns)
         read = reader.read(self._uris(plan.steps(epoch, self.rank, self.num_ranks, start)))
-        held: dict[int, Rows] = {}
+        held: dict[int, tuple[np.ndarray, Rows]] = {}
         for step in plan.steps(epoch, self.rank, self.num_ranks, start):
             width = min(step.length, self.window)
             columns = {name: self._empty(name, places.size, width) for name in self.columns}
             for file, first, last, place in step.slices:
                 if file not in held:
-                    held[file] = self._prepare(next(read), epoch, file)
+                    held[file] = plan.order(epoch, file), self._cut(next(read), epoch, file)
                 # Lanes of this rank lie every num_ranks-th, its rows end to end.
                 lane, offset = divmod(place, rows_a_lane)
                 at = lane // self.num_ranks * rows_a_lane + offset
-                for name, values in held[file].items():
-                    columns[name][at : at + last - first] = values[first:last]
+                order, rows = held[file]
+                taken = order[first:last]
+                for name, values in rows.items():
+                    # Places that exist, which "clip" does not have checked twice.
+                    values.take(taken, 0, columns[name][at : at + taken.size], "clip")
                 if last == plan.files[file].rows:
                     del held[file]
             owned = None if self.positives is None else self.positives.of(columns["user_id"])
@@ -216,9 +218,8 @@ class Feed:
                     seen.add(cut.file)
                     yield self.training_set.path(self.plan.files[cut.file].name)
 
-    def _prepare(self, rows: Rows, epoch: int, file: int) -> Rows:
-        """Put a file's rows in the epoch's order and cut long histories."""
-        order = self.plan.order(epoch, file)
+    def _cut(self, rows: Rows, epoch: int, file: int) -> Rows:
+        """Cut long histories of a file."""
         length = self.plan.files[file].length
         if length > self.window:
             spare = np.maximum(rows["length"] - self.window, 0)
@@ -234,7 +235,7 @@ class Feed:
                 for name, values in rows.items()
             }
             rows["length"] = np.minimum(rows["length"], self.window)
-        return {name: values[order] for name, values in rows.items()}
+        return rows
 
     def _empty(self, name: str, size: int, width: int) -> np.ndarray:
         shape = (size, width) if name in ARRAYS else (size,)
@@ -249,26 +250,23 @@ def columns_of(training_set: TrainingSet, part: str, arrays: Iterable[str]) -> t
 
 def prefetch(make: Callable[[], Iterator[T]], size: int) -> Iterator[T]:
     """Return what an iterator gives, made up to ``size`` ahead in a thread of its own."""
-    made: queue.Queue[Any] = queue.Queue(size)
+    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    places: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each value that may wait
     stopped = threading.Event()
     done = object()
-
-    def put(value: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return made.put(value, timeout=0.1)
-            except queue.Full:
-                continue
+    for _ in range(size):
+        places.put(None)
 
     def run() -> None:
         try:
             for value in make():
-                put(value)
+                places.get()
                 if stopped.is_set():
                     return
-            put(done)
+                made.put(value)
+            made.put(done)
         except BaseException as error:
-            put(error)
+            made.put(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -276,9 +274,11 @@ def prefetch(make: Callable[[], Iterator[T]], size: int) -> Iterator[T]:
         while (value := made.get()) is not done:
             if isinstance(value, BaseException):
                 raise value
+            places.put(None)
             yield value
     finally:
         stopped.set()
+        places.put(None)
         thread.join()
 
 

@@ -11,8 +11,10 @@ is read.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -141,8 +143,8 @@ class Plan:
         for length, members in self._buckets():
             if self.shuffle:
                 members = self._generator(_DEAL, epoch, length).permutation(members)
-            lanes = [_Lane.of(members[n :: self.lanes], self.files) for n in range(self.lanes)]
-            longest = max(int(lane.bounds[-1]) for lane in lanes)
+            lanes = [_Lane.of(members[n :: self.lanes].tolist(), self.files) for n in range(self.lanes)]
+            longest = max(lane.bounds[-1] for lane in lanes)
             dealt.append((length, lanes, -(-longest // self._rows_a_lane)))
         return dealt
 
@@ -157,14 +159,14 @@ class Plan:
     def _cut(self, lane: _Lane, number: int, step: int) -> Iterator[Slice]:
         """Return what of a lane's files a step of its bucket takes."""
         wanted = self._rows_a_lane
-        first, last = step * wanted, min((step + 1) * wanted, int(lane.bounds[-1]))
-        at = int(np.searchsorted(lane.bounds, first, side="right")) - 1
+        first, last = step * wanted, min((step + 1) * wanted, lane.bounds[-1])
+        at = bisect_right(lane.bounds, first) - 1
         while first < last:
-            begin, end = int(lane.bounds[at]), int(lane.bounds[at + 1])
+            begin, end = lane.bounds[at], lane.bounds[at + 1]
             stop = min(last, end)
             place = number * wanted + first - step * wanted
             if stop > first:
-                yield Slice(int(lane.files[at]), first - begin, stop - begin, place)
+                yield Slice(lane.files[at], first - begin, stop - begin, place)
             first, at = stop, at + 1
 
     def _generator(self, purpose: int, epoch: int, which: int = 0) -> np.random.Generator:
@@ -174,10 +176,9 @@ class Plan:
 class _Lane(NamedTuple):
     """The files of a lane, and the running sum of their rows, from 0."""
 
-    files: np.ndarray
-    bounds: np.ndarray
+    files: list[int]
+    bounds: list[int]
 
     @classmethod
-    def of(cls, members: np.ndarray, files: Sequence[File]) -> _Lane:
-        rows = [files[member].rows for member in members]
-        return cls(members, np.concatenate(([0], np.cumsum(rows, dtype=np.int64))))
+    def of(cls, members: list[int], files: Sequence[File]) -> _Lane:
+        return cls(members, [0, *accumulate(files[member].rows for member in members)])
