@@ -143,7 +143,9 @@ class Plan:
         for length, members in self._buckets():
             if self.shuffle:
                 members = self._generator(_DEAL, epoch, length).permutation(members)
-            lanes = [_Lane.of(members[n :: self.lanes].tolist(), self.files) for n in range(self.lanes)]
+            lanes = [
+                _Lane.of(members[n :: self.lanes].tolist(), self.files) for n in range(self.lanes)
+            ]
             longest = max(lane.bounds[-1] for lane in lanes)
             dealt.append((length, lanes, -(-longest // self._rows_a_lane)))
         return dealt
