@@ -26,8 +26,9 @@ install: $(INSTALLED)
 demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
+# Two sessions of Spark, which mostly wait: the files of tests are dealt to them.
 test: java check
-	$(PYTEST) -m "not slow and not cluster" $(ARGS)
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
 test-slow: java $(INSTALLED)
 	$(PYTEST) -m slow $(ARGS)

@@ -50,6 +50,7 @@ EXTRAS = {
         "mypy>=1.10",
         "pytest>=8.2",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.6",
         "scipy>=1.13",
         "types-PyYAML",
