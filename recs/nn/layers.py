@@ -61,6 +61,10 @@ class EncoderSettings(EventSettings):
         ``pre`` normalises what enters a sub-layer, ``post`` the sum that leaves it.
     positions
         ``learned`` vectors, or ``fixed`` sines and cosines.
+    relative_bias
+        Whether each head also learns how much to attend to a place by how far away it is. Then a
+        number is held for each pair of places and head, where no attention dropout has them held
+        already.
     """
 
     blocks: PositiveInt = 2
@@ -69,6 +73,7 @@ class EncoderSettings(EventSettings):
     attention_dropout: DropoutShare = 0.0
     norm: Literal["pre", "post"] = "pre"
     positions: Literal["learned", "fixed"] = "learned"
+    relative_bias: bool = False
 
     @model_validator(mode="after")
     def _widths_fit(self) -> EncoderSettings:
@@ -231,15 +236,45 @@ def visible(present_BL: Tensor, causal: bool) -> Tensor:
     return (mask_BLL | torch.eye(length, dtype=torch.bool, device=square.device)).unsqueeze(1)
 
 
+class RelativeBias(nn.Module):
+    """What each head adds to the score of a place, by its distance (Raffel et al. 2020, 2.1).
+
+    Every distance has a number of its own, not a share of a bucket; they start at 0.
+
+    Parameters
+    ----------
+    length
+        Places of the longest history.
+    heads
+        Of the attention.
+    causal
+        Whether places see none after them, whose distances then need no numbers.
+    """
+
+    def __init__(self, length: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.after = 0 if causal else length - 1
+        self.table = nn.Parameter(torch.zeros(length + self.after, heads))
+
+    def forward(self, width: int) -> Tensor:
+        """Return float[H, L, L] for a width of L: of each place (row), what it adds to each."""
+        places_L = torch.arange(width, device=self.table.device)
+        before_LL = places_L[:, None] - places_L
+        return F.embedding((before_LL + self.after).clamp(min=0), self.table).permute(2, 0, 1)
+
+
 class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention of a sequence to itself (Vaswani et al. 2017).
 
-    softmax(QKᵀ/√(D/H)) V for each head, then a linear map.
+    softmax(QKᵀ/√(D/H) + bias) V for each head, then a linear map.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, dropout: float, bias: RelativeBias | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.bias = bias
         self.dropout = Dropout(dropout)
         self.inward = nn.Linear(dim, 3 * dim)
         self.outward = nn.Linear(dim, dim)
@@ -249,15 +284,21 @@ class SelfAttention(nn.Module):
         B, L, D = x_BLD.shape
         parts = self.inward(x_BLD).view(B, L, 3, self.heads, D // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()
+        bias_HLL = None if self.bias is None else self.bias(L).to(query.dtype)
         dropped = self.dropout.p if self.training else 0.0
         if dropped and x_BLD.device.type == "cpu":
             # There torch has no fast kernel with dropout: the same, step by step.
             scores_BHLL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            if bias_HLL is not None:
+                scores_BHLL = scores_BHLL + bias_HLL
             scores_BHLL = scores_BHLL.masked_fill(~mask_B1LL, -torch.inf)
             y_BHLE = self.dropout(scores_BHLL.softmax(-1)) @ value
         else:
+            mask = mask_B1LL
+            if bias_HLL is not None:
+                mask = torch.where(mask_B1LL, bias_HLL, -torch.inf)
             y_BHLE = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask_B1LL, dropout_p=dropped
+                query, key, value, attn_mask=mask, dropout_p=dropped
             )
         return self.outward(y_BHLE.transpose(1, 2).reshape(B, L, D))
 
@@ -272,11 +313,14 @@ class FeedForward(nn.Sequential):
 class Block(nn.Module):
     """Self-attention and a feed-forward network, each with a skip connection and LayerNorm."""
 
-    def __init__(self, settings: EncoderSettings, activation: nn.Module) -> None:
+    def __init__(
+        self, length: int, settings: EncoderSettings, activation: nn.Module, causal: bool
+    ) -> None:
         super().__init__()
-        dim = settings.dim
+        dim, heads = settings.dim, settings.heads
         self.pre = settings.norm == "pre"
-        self.attention = SelfAttention(dim, settings.heads, settings.attention_dropout)
+        bias = RelativeBias(length, heads, causal) if settings.relative_bias else None
+        self.attention = SelfAttention(dim, heads, settings.attention_dropout, bias)
         self.network = FeedForward(dim, dim * settings.widening, activation, settings.dropout)
         self.attention_norm, self.network_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(settings.dropout)
@@ -317,7 +361,9 @@ class Encoder(nn.Module):
         self.positions = Positions(length, settings.dim, settings.positions)
         self.dropout = Dropout(settings.dropout)
         self.norm = nn.LayerNorm(settings.dim)
-        self.blocks = nn.ModuleList(Block(settings, activation) for _ in range(settings.blocks))
+        self.blocks = nn.ModuleList(
+            Block(length, settings, activation, causal) for _ in range(settings.blocks)
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

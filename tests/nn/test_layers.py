@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recs.nn.layers import Dropout, Lookup, Positions, SelfAttention, UserLookup, visible
+from recs.nn.layers import (
+    Dropout,
+    Lookup,
+    Positions,
+    RelativeBias,
+    SelfAttention,
+    UserLookup,
+    visible,
+)
 from recs.nn.network import PADDING
 
 
@@ -65,9 +73,40 @@ def test_places_see_events_before_them_and_themselves() -> None:
     assert visible(present, causal=False)[0, 0].tolist() == both
 
 
-def test_attention_that_drops_next_to_nothing_is_attention() -> None:
+def test_relative_bias_is_of_the_distance() -> None:
+    both, causal = _bias(causal=False), _bias(causal=True)
+    assert both(3).tolist() == [
+        [[3, 2, 1], [4, 3, 2], [5, 4, 3]],
+        [[-3, -2, -1], [-4, -3, -2], [-5, -4, -3]],
+    ]
+    past = torch.ones(3, 3).tril().bool()
+    assert causal(3)[0][past].tolist() == [0, 1, 0, 2, 1, 0]
+
+
+def _bias(causal: bool, length: int = 4) -> RelativeBias:
+    """Return a bias of two heads: the number of a distance is its place, and minus that."""
+    bias = RelativeBias(length, 2, causal)
+    with torch.no_grad():
+        bias.table += torch.arange(len(bias.table))[:, None] * torch.tensor([1.0, -1.0])
+    return bias
+
+
+def test_attention_goes_where_the_bias_says() -> None:
+    attention = SelfAttention(8, 2, 0.0, _bias(causal=True))
+    assert attention.bias is not None
+    with torch.no_grad():
+        attention.bias.table.fill_(-1e4)[1] = 0.0
+    x = torch.randn(1, 4, 8)
+    moved = torch.cat([x[:, :1], x[:, :-1]], 1)
+    values = attention.inward(moved).chunk(3, dim=-1)[2]
+    mask = visible(torch.ones(1, 4, dtype=torch.bool), causal=True)
+    torch.testing.assert_close(attention(x, mask), attention.outward(values))
+
+
+@pytest.mark.parametrize("bias", [None, _bias(causal=True, length=5)])
+def test_attention_that_drops_next_to_nothing_is_attention(bias: RelativeBias | None) -> None:
     torch.manual_seed(0)
-    plain, dropping = SelfAttention(8, 2, 0.0), SelfAttention(8, 2, 1e-9)
+    plain, dropping = SelfAttention(8, 2, 0.0, bias), SelfAttention(8, 2, 1e-9, bias)
     dropping.load_state_dict(plain.state_dict())
     x = torch.randn(3, 5, 8)
     mask = visible(torch.arange(5) >= torch.tensor([[0], [2], [4]]), causal=True)

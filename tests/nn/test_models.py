@@ -19,9 +19,9 @@ CAUSAL = sorted(set(MODELS) - {"bert4rec"})
 #: Settings of small networks.
 SMALL: dict[str, Any] = {"dim": 16, "dropout": 0.0}
 ATTENTION = [
-    (name, {"norm": norm, "positions": positions})
+    (name, {"norm": norm, "positions": positions, "relative_bias": relative})
     for name in ("sasrec", "bert4rec")
-    for norm, positions in (("pre", "learned"), ("post", "fixed"))
+    for norm, positions, relative in (("pre", "learned", False), ("post", "fixed", True))
 ]
 VARIANTS = [*((name, {}) for name in MODELS), *ATTENTION, ("gru4rec", {"layers": 2})]
 #: With those that ask for nothing at each place, and so learn more slowly.
@@ -124,9 +124,11 @@ def test_a_history_of_one_event_can_be_learned_from(name: str) -> None:
     assert _trained(name, _histories([1, 2, 7], 7))
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-def test_states_know_nothing_of_later_events(name: str) -> None:
-    network = _network(name, event_types=True)
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, {}) for name in CAUSAL), ("sasrec", {"relative_bias": True})]
+)
+def test_states_know_nothing_of_later_events(name: str, settings: dict[str, Any]) -> None:
+    network = _network(name, event_types=True, **settings)
     histories = _histories([3, 8], 8)
     before = network.states(histories)
     items, types = histories.items.clone(), histories.event_types.clone()

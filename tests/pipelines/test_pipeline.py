@@ -170,9 +170,10 @@ def test_a_stage_without_its_input_names_the_table(
         run(configured(), "fit_slim")
 
 
-def test_tuning_measures_the_grid_on_validation(spark: SparkSession, configured: Configure) -> None:
+def test_tuning_measures_the_grid_on_validation(finished: tuple[Configure, Lake, dict]) -> None:
+    configure, _, _ = finished
     grid = ["tune_slim.l1=[0.1, 1000]", "tune_slim.l2=[0.1]", "evaluate.split=validation"]
-    lake, _ = run(configured(*grid), "ingest", "vocabulary", "split", "tune_slim")
+    lake, _ = run(configure(*grid), "tune_slim")
     trials = committed(lake, "trials", "value", "nonzeros", "split")
     assert [trial[1] > 0 for trial in trials] == [False, True]
     assert trials[0][0] < trials[1][0] and trials[0][2] == "validation"
