@@ -30,7 +30,8 @@ _IVY_SETTINGS = """\
 </ivysettings>
 """
 
-_DELTA_CONF = {
+#: Settings that a session needs for Delta, beside its jar.
+DELTA_CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
@@ -125,7 +126,7 @@ def get_session(
     builder = SparkSession.builder.appName(app_name)
     if master:
         builder = builder.master(master)
-    settings = _DELTA_CONF | _EVERYWHERE
+    settings = DELTA_CONF | _EVERYWHERE
     if local:
         settings |= _LOCAL_CONF
     if not submitted:
@@ -182,7 +183,7 @@ def _require_delta(session: SparkSession) -> None:
     if "DeltaSparkSessionExtension" not in catalog and not on_databricks:
         raise SessionError(
             f"the Spark session lacks Delta: start it with --packages {DELTA_PACKAGE} and "
-            + " ".join(f"--conf {key}={value}" for key, value in _DELTA_CONF.items())
+            + " ".join(f"--conf {key}={value}" for key, value in DELTA_CONF.items())
         )
 
 

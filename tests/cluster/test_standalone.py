@@ -14,7 +14,7 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from recs.session import _DELTA_CONF, DELTA_PACKAGE
+from recs.session import DELTA_CONF, DELTA_PACKAGE
 from tests.pipelines.delivery import make_delivery
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def master(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.cluster
 def test_networks_train_as_tasks_of_a_cluster(master: str, tmp_path: Path) -> None:
     delivery = make_delivery(tmp_path / "data")
-    conf = _DELTA_CONF | {
+    conf = DELTA_CONF | {
         "spark.executor.memory": "1g",
         "spark.sql.shuffle.partitions": "2",
         "spark.databricks.delta.snapshotPartitions": "2",

@@ -87,7 +87,7 @@ def _bias(causal: bool, length: int = 4) -> RelativeBias:
     """Return a bias of two heads: the number of a distance is its place, and minus that."""
     bias = RelativeBias(length, 2, causal)
     with torch.no_grad():
-        bias.table += torch.arange(len(bias.table))[:, None] * torch.tensor([1.0, -1.0])
+        bias.table.add_(torch.arange(len(bias.table))[:, None] * torch.tensor([1.0, -1.0]))
     return bias
 
 
