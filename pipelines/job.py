@@ -17,6 +17,8 @@ from recs.storage import remove_tree
 
 log = logging.getLogger("recs")
 
+_FITTED_ON = "fitted_on"  # a detail of runs
+
 
 @dataclass(frozen=True)
 class Job:
@@ -49,6 +51,31 @@ class Job:
             self.config.mode == "backtest" and self.config.evaluate.split == "validation"
         )
         return ("train",) if held_out_later else ("train", "validation")
+
+    def note_splits(self, splits: Sequence[str]) -> None:
+        """Keep with the run which splits' events its models are fitted on."""
+        self.run.details[_FITTED_ON] = ",".join(splits)
+
+    def splits_of(self, fitted: Finished) -> tuple[str, ...]:
+        """Return the splits that a run of a fitting stage has noted."""
+        return tuple(fitted.details.get(_FITTED_ON, "").split(","))
+
+    def require_fitted(self, stage: str) -> None:
+        """Refuse models that know the events to be ranked, or fewer than they may.
+
+        Raises
+        ------
+        LakeError
+            If the stage fitted them on other splits than :attr:`fit_splits`.
+        """
+        fitted = Ledger(self.lake).newest(stage)
+        if fitted is None or self.splits_of(fitted) == self.fit_splits:
+            return  # what was never fitted has no table, which reading it tells
+        split = self.config.evaluate.split
+        raise LakeError(
+            f"{stage} was last run for another evaluate.split than {split}: run it again with "
+            f"evaluate.split={split}, and the stages after it"
+        )
 
     def read(self, table: str) -> DataFrame:
         """Return a table as committed when the run began."""

@@ -62,11 +62,13 @@ def fit_popularity(job: Job) -> None:
         recent = F.col("timestamp") > F.col("latest") - F.make_dt_interval(days=F.lit(days))
         events = events.join(F.broadcast(latest), recent)
     counts = events.groupBy("item_id").agg(F.count("*").cast("float").alias("score"))
+    job.note_splits(job.fit_splits)
     job.write("popularity", counts.withColumn("model", F.lit("popularity")))
 
 
 def open_popularity(job: Job) -> Recommender:
     """Return the popularity model as fitted."""
+    job.require_fitted("fit_popularity")
     counts = job.read("popularity").where(F.col("model") == "popularity")
     return write_popularity(counts, join(job.work_folder, "popularity"), job.num_items())
 
@@ -92,6 +94,7 @@ def fit_slim(job: Job) -> None:
     weights = item_weights(fits).withColumn("model", model)
     job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
     fits.unpersist()
+    job.note_splits(job.fit_splits)
 
 
 def slim_options(settings: Slim) -> Options:
@@ -109,6 +112,7 @@ def slim_options(settings: Slim) -> Options:
 
 def open_slim(job: Job) -> Recommender:
     """Return SLIM as fitted: W in files, by neighbour."""
+    job.require_fitted("fit_slim")
     return open_weights(_weights(job), join(job.work_folder, "weights"), job.num_items())
 
 

@@ -57,6 +57,7 @@ def run_export(job: Job) -> None:
         lanes=config.export.lanes,
         seed=config.seed,
     )
+    job.note_splits(splits)
     job.run.after_commit(lambda: _remove_old_sets(job))
 
 
@@ -79,6 +80,7 @@ def run_train(job: Job) -> None:
     names = networks_of(job.config)
     exported = newest_export(job)
     rows = [_train(job, name, exported) for name in names]
+    job.note_splits(job.splits_of(exported))
     job.write_rows("trainings", rows, "append")
 
 
@@ -165,6 +167,7 @@ def run_embed(job: Job) -> None:
         job.write("item_embeddings", reduce(DataFrame.unionByName, items))
     else:
         job.run.replace("user_embeddings", made, gone=changed)
+    job.note_splits(job.fit_splits)
 
 
 def _trained(job: Job) -> str:
@@ -172,6 +175,11 @@ def _trained(job: Job) -> str:
     done = Ledger(job.lake).newest("train")
     if done is None:
         raise LakeError("no network has been trained: run the stage train first")
+    if "validation" in job.splits_of(done) and "validation" not in job.fit_splits:
+        raise LakeError(
+            f"run {done.run_id} has trained on validation events (export.hold_out: false), which "
+            "evaluate.split=validation ranks: run export and train with export.hold_out=true"
+        )
     return done.run_id
 
 
@@ -182,6 +190,7 @@ def model_folder(job: Job, name: str, trained: str) -> str:
 
 def open_network(name: str, job: Job) -> EmbeddingModel:
     """Return a network as embedded: its item vectors in files."""
+    job.require_fitted("embed")
     items = job.read("item_embeddings").where(F.col("model") == name)
     return write_embeddings(items, join(job.work_folder, name), job.num_items(), name)
 

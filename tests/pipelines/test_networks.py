@@ -13,6 +13,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+import pipelines.networks
 import pipelines.tune
 from pipelines.cli import main
 from pipelines.run import STAGES, open_lake, run_stages, stages_of
@@ -130,6 +131,23 @@ def test_validation_events_are_trained_on_if_nothing_is_held_out(
         row["user_id"]: row["item_id"] for row in newest.collect()
     }
     assert data.train_events().sum() == known.where("positive").count()
+
+
+def test_networks_trained_on_validation_events_cannot_be_embedded_for_them(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configure, lake, _ = finished
+    shutil.copytree(lake.location.root, tmp_path / "lake")
+    done = {"validation": None, "best_epoch": 2, "epochs": 3, "updates": 12, "seconds": 1.0}
+    monkeypatch.setattr(pipelines.networks, "launch", lambda spark, job: done)
+    given = (*GIVEN, f"root={tmp_path}/lake")
+    config = configure(*given, "export.hold_out=false")
+    lake = open_lake(config)
+    run_stages([STAGES["export"], STAGES["train"]], config, lake)
+    with pytest.raises(LakeError, match="export.hold_out=true"):
+        run_stages([STAGES["embed"]], configure(*given, "evaluate.split=validation"), lake)
 
 
 def test_a_run_that_finished_training_takes_it_over(

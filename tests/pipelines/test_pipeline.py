@@ -85,6 +85,15 @@ def test_a_missed_gate_fails_after_all_is_written_and_shown(
     assert newest is not None and newest.run_id == "gated"
 
 
+@pytest.mark.parametrize("stage", ["recommend", "evaluate"])
+def test_models_that_know_what_is_ranked_are_refused(
+    finished: tuple[Configure, Lake, dict], stage: str
+) -> None:
+    configure, _, _ = finished
+    with pytest.raises(LakeError, match="run it again with evaluate.split=validation"):
+        run(configure("evaluate.split=validation"), stage)
+
+
 def test_serve_mode_fits_on_everything_beside_the_backtest(
     finished: tuple[Configure, Lake, dict],
 ) -> None:
