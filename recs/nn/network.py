@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recs.nn.samplers import random_bits
 from recs.nn.tables import WHOLE, Tables
 from recs.settings import Strict
 
@@ -88,6 +89,40 @@ class Examples(NamedTuple):
         return taken.masked_fill(self.asked == PADDING, PADDING if taken.dtype != torch.bool else 0)
 
 
+class Chances(NamedTuple):
+    """Random numbers of [0, 1) for a batch, the same on every device and for any number of ranks.
+
+    Attributes
+    ----------
+    events : float[B, T]
+        One for each event.
+    histories : float[B]
+        One for each history.
+    """
+
+    events: Tensor
+    histories: Tensor
+
+    @classmethod
+    def of(cls, seed: int, step: int, places: Tensor, width: int) -> Chances:
+        """Return those of a step's histories.
+
+        Parameters
+        ----------
+        seed, step
+            Any int64.
+        places : int64[B]
+            Of the histories in the batch of all ranks.
+        width
+            T; events are numbered from the newest, so that padding moves none.
+        """
+        # Below zero, where no sampler of negatives draws.
+        draws = torch.arange(-1 - width, 0, device=places.device)
+        bits = random_bits(seed, step, places, draws)
+        values = ((bits >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24
+        return cls(values[:, :-1], values[:, -1])
+
+
 class Settings(Strict):
     """Settings of a network; each has its own class of them."""
 
@@ -130,9 +165,7 @@ class SequenceNetwork(nn.Module):
         """Return float[N], or None where the score is the product alone; rows as of vectors."""
         return None
 
-    def examples(
-        self, histories: Histories, wanted: Tensor, generator: torch.Generator
-    ) -> Examples:
+    def examples(self, histories: Histories, wanted: Tensor, chances: Chances) -> Examples:
         """Return what is learned of a batch: by default at each place the item after it.
 
         Parameters
@@ -141,8 +174,8 @@ class SequenceNetwork(nn.Module):
             The batch.
         wanted : bool[B, L]
             Events that may be asked for; False in the padding.
-        generator
-            Of what is drawn at random; on the CPU.
+        chances
+            Of what is drawn at random.
         """
         inputs = Histories(histories.users, *(part[:, :-1] for part in histories[1:]))
         after_L = torch.arange(1, wanted.shape[1], device=wanted.device)

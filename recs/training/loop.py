@@ -4,7 +4,7 @@ A batch is the rows of all ranks together. Each rank computes the summed loss of
 gradient is divided by what the whole batch asks for, so that ranks change nothing but the order of
 additions. Tables of items and users may be sharded over them (:mod:`recs.nn.tables`). What is
 random (dropout, negatives, masks) is drawn anew from (seed, step), so that a resumed run goes on as
-if it had never stopped; dropout and masks alone differ with the ranks.
+if it had never stopped; dropout alone differs with the ranks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from recs.nn.losses import Loss, LossSettings
 from recs.nn.models import build
-from recs.nn.network import PADDING, Examples, Histories, SequenceNetwork, Sizes
+from recs.nn.network import PADDING, Chances, Examples, Histories, SequenceNetwork, Sizes
 from recs.nn.samplers import Places, Previous, UserPositives
 from recs.nn.tables import WHOLE, ShardedTables, Tables, sharded
 from recs.storage import join, write_file
@@ -271,9 +271,6 @@ class _Trainer:
         progress, ranks = self.progress, self.ranks
         # All that is random at this step comes from here, whatever came before it.
         torch.manual_seed(_mixed(self.job.seed, progress.updates, ranks.rank))
-        generator = torch.Generator().manual_seed(
-            _mixed(self.job.seed, progress.updates, ranks.rank + 2**32)
-        )
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(progress.updates)
         histories = self._histories(batch)
@@ -281,7 +278,9 @@ class _Trainer:
         if "event_types" in self.arrays:
             liked = liked & self.wanted[histories.event_types]
         wanted = histories.present if self.loss.reads_liked else liked
-        examples = self.network.examples(histories, wanted, generator)
+        at = torch.from_numpy(batch.places).to(ranks.device)
+        chances = Chances.of(self.job.seed, progress.updates, at, wanted.shape[1])
+        examples = self.network.examples(histories, wanted, chances)
         asked = examples.asked != PADDING
         places = self._places(batch, examples, asked, histories.items, liked)
         num_asked = ranks.sum(asked.sum().float()).clamp(min=1)

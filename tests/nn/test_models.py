@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recs.nn.losses import full_cross_entropy
 from recs.nn.models import MODELS, build, model_class
-from recs.nn.network import PADDING, Histories, SequenceNetwork, Sizes
+from recs.nn.network import PADDING, Chances, Histories, SequenceNetwork, Sizes
 
 SIZES = Sizes(num_users=6, num_items=20, num_event_types=3, length=12)
 CAUSAL = sorted(set(MODELS) - {"bert4rec"})
@@ -52,10 +52,15 @@ def _histories(lengths: list[int], width: int, seed: int = 0) -> Histories:
     return Histories(torch.arange(len(lengths)), items, types, gaps)
 
 
+def _chances(histories: Histories, seed: int = 0, step: int = 0) -> Chances:
+    places = torch.arange(len(histories.items))
+    return Chances.of(seed, step, places, histories.items.shape[1])
+
+
 def _trained(name: str, wide: Histories) -> bool:
     """Whether the network can be trained on histories of this width, by one step."""
     network = _network(name).train()
-    examples = network.examples(wide, wide.present, torch.Generator().manual_seed(0))
+    examples = network.examples(wide, wide.present, _chances(wide))
     asked = examples.asked >= 0
     states = network.states(examples.inputs)[asked]
     full_cross_entropy(
@@ -171,22 +176,40 @@ def test_only_wanted_events_are_targets(name: str) -> None:
     wanted = histories.present & (histories.items % 2 == 1)
     wanted[3] = False
     for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        targets = network.examples(histories, wanted, generator).take(histories.items)
+        examples = network.examples(histories, wanted, _chances(histories, seed))
+        targets = examples.take(histories.items)
         assert (targets[targets >= 0] % 2 == 1).all()
         assert (targets[3] == PADDING).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_examples_are_drawn_by_the_generator(name: str) -> None:
-    network = _network(name)
+@pytest.mark.parametrize(("name", "settings"), ALL_VARIANTS)
+def test_examples_do_not_depend_on_the_ranks(name: str, settings: dict[str, Any]) -> None:
+    network = _network(name, **settings)
     histories = _histories([2, 4, 8, 8], 8)
-    first, second = (
-        network.examples(histories, histories.present, torch.Generator().manual_seed(3))
-        for _ in range(2)
-    )
-    assert torch.equal(first.asked, second.asked)
-    assert torch.equal(first.inputs.items, second.inputs.items)
+
+    def examples(rows: list[int], step: int = 0) -> tuple[Tensor, Tensor]:
+        chances = Chances.of(3, step, torch.tensor(rows), 8)
+        part = Histories(*(values[rows] for values in histories))
+        found = network.examples(part, part.present, chances)
+        return found.inputs.items, found.asked
+
+    whole, parts = examples([0, 1, 2, 3]), (examples([0, 2]), examples([1, 3]))
+    for number, values in enumerate(whole):
+        assert torch.equal(values[[0, 2]], parts[0][number])
+        assert torch.equal(values[[1, 3]], parts[1][number])
+    if name == "bert4rec":
+        assert not torch.equal(examples([0, 1, 2, 3], step=1)[1], whole[1])
+
+
+def test_chances_are_spread_evenly_and_not_moved_by_padding() -> None:
+    places = torch.arange(500)
+    narrow, wide = (Chances.of(1, 2, places, width) for width in (100, 120))
+    assert torch.equal(narrow.events, wide.events[:, 20:])
+    assert torch.equal(narrow.histories, wide.histories)
+    for values in (narrow.events.flatten(), narrow.histories):
+        assert values.min() >= 0 and values.max() < 1
+        shares = torch.histc(values, 4, 0, 1) / values.numel()
+        assert (shares - 0.25).abs().max() < 5 * (0.1875 / values.numel()) ** 0.5
 
 
 def _cycle(width: int, num: int = SIZES.num_items) -> Histories:
@@ -206,10 +229,9 @@ def test_a_cycle_is_learned(name: str, settings: dict[str, Any]) -> None:
     more = {"last_only": 0.5, "dim": 32} if slow else {}
     network = build(name, SIZES, SMALL | settings | more)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.002 if slow else 0.01)
-    generator = torch.Generator().manual_seed(0)
     histories = _cycle(7, num)
-    for _ in range(600 if slow else 150):
-        examples = network.examples(histories, histories.present, generator)
+    for step in range(600 if slow else 150):
+        examples = network.examples(histories, histories.present, _chances(histories, step=step))
         asked = examples.asked >= 0
         states = network.states(examples.inputs)[asked]
         loss = full_cross_entropy(
@@ -304,8 +326,7 @@ def test_lstm_adds_the_mean_of_its_inputs() -> None:
 def test_bert4rec_hides_a_share_and_always_something_wanted() -> None:
     network = _network("bert4rec", masked=0.3, last_only=0.0, event_types=True)
     histories = _histories([1, 2] + [12] * 400, 12)
-    generator = torch.Generator().manual_seed(0)
-    examples = network.examples(histories, histories.present, generator)
+    examples = network.examples(histories, histories.present, _chances(histories))
     inputs, targets = examples.inputs, examples.take(histories.items)
     hidden = inputs.items == SIZES.num_items
     assert torch.equal(hidden, targets >= 0)
@@ -319,7 +340,7 @@ def test_bert4rec_hides_a_share_and_always_something_wanted() -> None:
 def test_bert4rec_hides_the_last_event_alone() -> None:
     network = _network("bert4rec", last_only=1.0)
     histories = _histories([1, 5, 12], 12)
-    examples = network.examples(histories, histories.present, torch.Generator())
+    examples = network.examples(histories, histories.present, _chances(histories))
     targets = examples.take(histories.items)
     assert torch.equal(targets[:, -1], histories.items[:, -1])
     assert (targets[:, :-1] == PADDING).all()
@@ -332,7 +353,7 @@ def test_bert4rec_pools_what_comes_before_an_event() -> None:
     wanted[1, -1], wanted[3] = True, False
     seen = set()
     for seed in range(50):
-        examples = network.examples(histories, wanted, torch.Generator().manual_seed(seed))
+        examples = network.examples(histories, wanted, _chances(histories, seed))
         # Of the first history nothing comes before the only event, of the last nothing is wanted.
         assert (examples.asked[[0, 3]] == PADDING).all()
         for row in (1, 2):
@@ -345,7 +366,8 @@ def test_bert4rec_pools_what_comes_before_an_event() -> None:
             assert (examples.inputs.items[row, : 11 - at] == PADDING).all()
     possible = {(2, at) for at in range(1, 12) if wanted[2, at]}
     assert seen == possible | {(1, 11)}
-    assert (network.examples(histories, wanted, torch.Generator()).asked[:, :-1] == PADDING).all()
+    asked = network.examples(histories, wanted, _chances(histories)).asked
+    assert (asked[:, :-1] == PADDING).all()
 
 
 def test_bert4rec_drops_the_oldest_event_for_the_mask() -> None:

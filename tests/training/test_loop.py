@@ -180,17 +180,18 @@ class TestTraining:
 
 class TestProcesses:
     @pytest.mark.parametrize(
-        "loss",
+        "settings",
         [
-            {"name": "bce", "sampler": {"name": "uniform", "negatives": 3}},
-            {"name": "in_batch_softmax"},
+            {"loss": {"name": "bce", "sampler": {"name": "uniform", "negatives": 3}}},
+            {"loss": {"name": "in_batch_softmax"}},
+            {"name": "bert4rec"},
         ],
     )
     def test_two_make_the_updates_of_one(
-        self, training_set: TrainingSet, tmp_path: Path, loss: dict[str, Any]
+        self, training_set: TrainingSet, tmp_path: Path, settings: dict[str, Any]
     ) -> None:
-        train(job_of(training_set, str(tmp_path / "one"), loss=loss), Ranks())
-        process = run(job_of(training_set, str(tmp_path / "two"), loss=loss), 2)
+        train(job_of(training_set, str(tmp_path / "one"), **settings), Ranks())
+        process = run(job_of(training_set, str(tmp_path / "two"), **settings), 2)
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output
         assert "epoch 3, validation ndcg@10" in output

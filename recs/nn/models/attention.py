@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recs.nn.layers import Encoder, EncoderSettings, EventLookup
-from recs.nn.network import PADDING, Examples, Histories, SequenceNetwork, Sizes
+from recs.nn.network import PADDING, Chances, Examples, Histories, SequenceNetwork, Sizes
 
 
 class SASRec(SequenceNetwork):
@@ -119,23 +119,18 @@ class BERT4Rec(SequenceNetwork):
         """Return float[N]."""
         return self.biases
 
-    def examples(
-        self, histories: Histories, wanted: Tensor, generator: torch.Generator
-    ) -> Examples:
+    def examples(self, histories: Histories, wanted: Tensor, chances: Chances) -> Examples:
         """Return the histories with events hidden, at least one of them wanted, which are asked.
 
         Of histories longer than ``sizes.length`` the newest events are kept.
         """
         if self.pools:
-            return _cut(histories, wanted, generator)
+            return _cut(histories, wanted, chances)
         length = self.sizes.length
         dropped = max(0, wanted.shape[1] - length)
         histories = _newest(histories, length)
         wanted_BL = wanted[:, dropped:] & histories.present
-        # All is drawn on the CPU, so that it does not depend on the device.
-        chances_BL = torch.rand(wanted_BL.shape, generator=generator).to(wanted_BL.device)
-        alone_B = torch.rand(len(wanted_BL), generator=generator).to(wanted_BL.device)
-
+        chances_BL = chances.events[:, dropped:]
         hidden_BL = histories.present & (chances_BL < self.masked)
         first_B = chances_BL.masked_fill(~wanted_BL, 2.0).argmin(1)
         forced_BL = F.one_hot(first_B, wanted_BL.shape[1]).bool() & wanted_BL
@@ -144,7 +139,7 @@ class BERT4Rec(SequenceNetwork):
 
         last_BL = torch.zeros_like(hidden_BL)
         last_BL[:, -1] = wanted_BL[:, -1]
-        alone_B = (alone_B < self.last_only) & last_BL[:, -1]
+        alone_B = (chances.histories < self.last_only) & last_BL[:, -1]
         hidden_BL = torch.where(alone_B[:, None], last_BL, hidden_BL)
 
         columns_L = torch.arange(dropped, wanted.shape[1], device=wanted.device)
@@ -176,13 +171,12 @@ def _mean(h_BLD: Tensor, present_BL: Tensor) -> Tensor:
     return total_B1D / weights_BL1.sum(1, keepdim=True).clamp(min=1)
 
 
-def _cut(histories: Histories, wanted: Tensor, generator: torch.Generator) -> Examples:
+def _cut(histories: Histories, wanted: Tensor, chances: Chances) -> Examples:
     """Return what comes before one wanted event of each history, which its last place asks for."""
     wanted_BL = wanted & histories.present
     wanted_BL[:, 1:] &= histories.present[:, :-1]  # something has to come before it
     wanted_BL[:, 0] = False
-    chances_BL = torch.rand(wanted_BL.shape, generator=generator).to(wanted_BL.device)
-    at_B1 = chances_BL.masked_fill(~wanted_BL, 2.0).argmin(1, keepdim=True)
+    at_B1 = chances.events.masked_fill(~wanted_BL, 2.0).argmin(1, keepdim=True)
     places_L = torch.arange(wanted.shape[1] - 1, device=wanted.device)
     from_BL = places_L + at_B1 - len(places_L)
     before_BL = from_BL >= 0
