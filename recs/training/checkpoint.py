@@ -209,7 +209,9 @@ def save_checkpoint(
     shard: Shard = _ALONE,
     collect: Callable[[dict[str, str]], dict[str, str]] = lambda hashes: hashes,
 ) -> None:
-    """Write the checkpoint of a step under ``folder``, and remove all but the newest ``keep``.
+    """Write the checkpoint of a step under ``folder``; keep it and the newest before it, ``keep``.
+
+    Later ones are damaged, or training would have gone on from them: they are removed.
 
     Parameters
     ----------
@@ -226,8 +228,10 @@ def save_checkpoint(
     if shard.rank > 0:
         return
     write_folder(place, checkpoint.tensors, {"state": checkpoint.state}, hashes)
-    for old in _steps(folder)[keep:]:
-        remove_tree(join(folder, f"step-{old}"))
+    kept = [found for found in _steps(folder) if found <= step][:keep]
+    for found in _steps(folder):
+        if found not in kept:
+            remove_tree(join(folder, f"step-{found}"))
 
 
 def load_checkpoint(

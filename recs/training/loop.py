@@ -126,8 +126,8 @@ def train(job: TrainingJob, ranks: Ranks, reporter: Reporter | None = None) -> d
     TrainingError
         If the loss is no finite number.
     ValueError
-        If settings are unknown or do not go together, or the batch size, lanes and ranks do not
-        fit.
+        If settings are unknown or do not go together, the batch size, lanes and ranks do not fit,
+        or the training set asks for nothing.
     """
     return _Trainer(job, ranks, reporter).run()
 
@@ -245,11 +245,13 @@ class _Trainer:
         self.network.train()
         if progress.step == 0:
             progress.loss = 0.0
-        examples, since = 0, time.monotonic()
+        whole = progress.step == 0
+        examples, asked, since = 0, 0, time.monotonic()
         for batch in self.feed.batches(progress.epoch, progress.step):
-            loss, rows = self._step(batch)
+            loss, rows, places = self._step(batch)
             progress.loss += loss
             examples += rows
+            asked += places
             progress.step += 1
             progress.updates += 1
             if rank_zero and self.reporter:
@@ -258,6 +260,11 @@ class _Trainer:
             if progress.step < steps and progress.updates % self.settings.checkpoint_steps == 0:
                 progress.seconds = time.monotonic() - started
                 self._save()
+        if whole and not asked:
+            raise ValueError(
+                f"{self.job.training_set} asks for nothing: in no history does an event of a "
+                "positive type come after another; give longer histories, or other events.types"
+            )
         progress.history.append(
             {
                 "epoch": progress.epoch,
@@ -266,8 +273,8 @@ class _Trainer:
             }
         )
 
-    def _step(self, batch: Batch) -> tuple[float, int]:
-        """Make one update and return the mean loss of the whole batch, and its histories."""
+    def _step(self, batch: Batch) -> tuple[float, int, int]:
+        """Make one update; return the whole batch's mean loss, histories, and places asked for."""
         progress, ranks = self.progress, self.ranks
         # All that is random at this step comes from here, whatever came before it.
         torch.manual_seed(_mixed(self.job.seed, progress.updates, ranks.rank))
@@ -283,7 +290,7 @@ class _Trainer:
         examples = self.network.examples(histories, wanted, chances)
         asked = examples.asked != PADDING
         places = self._places(batch, examples, asked, histories.items, liked)
-        num_asked = ranks.sum(asked.sum().float()).clamp(min=1)
+        num_asked = ranks.sum(asked.sum().float())
         total = torch.zeros((), device=ranks.device)
         parts = self.settings.accumulate
         cuts = np.linspace(0, len(batch.places), parts + 1).astype(int).tolist()
@@ -293,7 +300,7 @@ class _Trainer:
                 loss = self.objective(inputs, asked[first:last], _part(places, first, last))
             # DDP divides by the ranks, and sharded tables do; this takes it back, and divides by
             # what was asked.
-            (loss * (ranks.count / num_asked)).backward()
+            (loss * (ranks.count / num_asked.clamp(min=1))).backward()
             total += loss.detach()
         if self.settings.optimizer.clip is not None:
             clip_gradients(self.network, self.shards, self.tables, self.settings.optimizer.clip)
@@ -301,13 +308,13 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         rows = (histories.users >= 0).sum().to(total.dtype)
         total, rows = ranks.sum(torch.stack([total, rows]))
-        mean = float(total / num_asked)
+        mean = float(total / num_asked.clamp(min=1))
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss is {mean} at epoch {progress.epoch}, step {progress.step}: lower "
                 "optimizer.rate, or train with precision fp32"
             )
-        return mean, int(rows)
+        return mean, int(rows), int(num_asked)
 
     def _places(
         self, batch: Batch, examples: Examples, asked: Tensor, items: Tensor, liked: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from recs.training.checkpoint import (
     read_folder,
     save_checkpoint,
 )
-from recs.training.dataset import TrainingSet
+from recs.training.dataset import TrainingSet, write_manifest
 from recs.training.loop import Ranks, TrainingError, train
 from recs.training.model_folder import ModelFolderError, load_model
 from recs.training.settings import Network, Optimizer, Processes, Training, TrainingJob, Validation
@@ -176,6 +177,17 @@ class TestTraining:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             train(job_of(training_set, folder, **settings), Ranks())
+
+
+def test_a_training_set_that_asks_for_nothing_is_refused(
+    training_set: TrainingSet, tmp_path: Path, folder: str
+) -> None:
+    shutil.copytree(training_set.folder, tmp_path / "set")
+    manifest = dataclasses.replace(training_set.manifest, positive_event_types=[])
+    unwanted = write_manifest(str(tmp_path / "set"), manifest)
+    with pytest.raises(ValueError, match="asks for nothing"):
+        train(job_of(unwanted, folder), Ranks())
+    assert not (Path(folder) / "model").exists()
 
 
 class TestProcesses:
@@ -388,6 +400,14 @@ class TestCheckpoints:
             read_folder(str(path.parent))
         found = load_checkpoint(folder)
         assert found is not None and found.state == {"value": 5}
+
+    def test_damaged_ones_of_later_steps_make_way(self, folder: str) -> None:
+        for step in (4, 6):
+            save_checkpoint(folder, step, self.checkpoint(step), keep=2)
+            (Path(folder) / f"step-{step}" / "manifest.json").unlink()
+        save_checkpoint(folder, 2, self.checkpoint(2), keep=2)
+        assert [path.name for path in Path(folder).iterdir()] == ["step-2"]
+        assert load_checkpoint(folder) is not None
 
     def test_none_is_none(self, folder: str) -> None:
         assert load_checkpoint(folder) is None
