@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from pipelines.networks import NETWORK_TABLES, TRAIN, open_network
+from pipelines.networks import NETWORK_TABLES, TRAIN, embedded_version, open_network
 from recs.config import NETWORKS, Slim
 from recs.data import histories
 from recs.matrix import write_csr
@@ -34,20 +34,22 @@ log = logging.getLogger("recs")
 class PipelineModel:
     """A model: the stage that fits it, and ``open``, which makes a recommender of its tables.
 
-    ``values`` tells what the model reads of a history: whether an item is there, its weight, or
-    the vector that the network of this name has made of it.
+    ``version`` tells which run fitted it as it is read now. ``values`` tells what the model reads
+    of a history: whether an item is there, its weight, or the vector that the network of this name
+    has made of it.
     """
 
     name: str
     fit: Stage
     open: Callable[[Job], Recommender]
+    version: Callable[[Job], str]
     values: Callable[[Job], str] = lambda job: "binary"
 
-    def version(self, job: Job) -> str:
-        """Return the run that fitted the model as it is read now."""
-        fitted = Ledger(job.lake).newest(self.fit.name)
-        assert fitted is not None
-        return fitted.run_id
+
+def _newest_run(stage: str, job: Job) -> str:
+    fitted = Ledger(job.lake).newest(stage)
+    assert fitted is not None
+    return fitted.run_id
 
 
 def fit_popularity(job: Job) -> None:
@@ -153,6 +155,7 @@ MODELS: dict[str, PipelineModel] = {
                 work=fit_popularity,
             ),
             open_popularity,
+            partial(_newest_run, "fit_popularity"),
         ),
         PipelineModel(
             "slim",
@@ -165,10 +168,17 @@ MODELS: dict[str, PipelineModel] = {
                 work=fit_slim,
             ),
             open_slim,
+            partial(_newest_run, "fit_slim"),
             values=lambda job: job.config.slim.values,
         ),
         *(
-            PipelineModel(name, TRAIN, partial(open_network, name), values=partial(_name, name))
+            PipelineModel(
+                name,
+                TRAIN,
+                partial(open_network, name),
+                partial(embedded_version, name),
+                values=partial(_name, name),
+            )
             for name in NETWORKS
         ),
     )

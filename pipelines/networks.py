@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import reduce
+import json
+from functools import partial, reduce
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -62,24 +63,42 @@ def run_export(job: Job) -> None:
 
 
 def _remove_old_sets(job: Job) -> None:
-    runs = [
-        row["run_id"]
-        for row in Ledger(job.lake).rows()
-        if (row["stage"], row["state"], row["mode"]) == ("export", "finished", job.config.mode)
-    ]
-    for run_id in runs[:-_KEPT_SETS]:
-        remove_tree(job.lake.location.training_set(job.config.mode, run_id))
+    for run in Ledger(job.lake).finished("export")[:-_KEPT_SETS]:
+        remove_tree(job.lake.location.training_set(job.config.mode, run.run_id))
+
+
+def check_networks(config: Config) -> None:
+    """Refuse settings that a training process would refuse.
+
+    Raises
+    ------
+    ConfigError
+        If a network or its loss has no such setting, or a value cannot be, or torch is missing.
+    """
+    try:
+        from recs.nn.models import read_settings
+        from recs.training.loop import read_loss
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"training needs {error.name}: pip install 'recs[train]'") from error
+    for name in networks_of(config):
+        network = config.networks[name].network
+        for part, read in (("model", partial(read_settings, name)), ("loss", read_loss)):
+            try:
+                read(getattr(network, part))
+            except ValueError as error:
+                raise ConfigError(f"key 'networks.{name}.{part}': {error}") from error
 
 
 def run_train(job: Job) -> None:
     """Train every network on the newest training set, one after the other.
 
     A run that was killed goes on from the checkpoints that it left, if it is started again with its
-    run_id.
+    run_id; once it has ended they are removed.
     """
     names = networks_of(job.config)
     exported = newest_export(job)
     rows = [_train(job, name, exported) for name in names]
+    job.run.details["networks"] = json.dumps(names)
     job.note_splits(job.splits_of(exported))
     job.write_rows("trainings", rows, "append")
 
@@ -89,6 +108,7 @@ def _train(job: Job, name: str, exported: Finished) -> dict[str, Any]:
     folder = job.lake.location.model(job.config.mode, name, job.run.run_id)
     task = training_job(job, name, exported, folder)
     done = launch(job.spark, task)
+    job.run.after_commit(lambda: remove_tree(task.checkpoints))
     validation = task.network.training.validation
     return {
         "model": name,
@@ -145,10 +165,11 @@ def networks_of(config: Config) -> list[str]:
 
 def run_embed(job: Job) -> None:
     """Write the vectors of items and users; of known models only for users with new events."""
-    trained = _trained(job)
+    names = networks_of(job.config)
+    trained = _trained(job, names)
     last = Ledger(job.lake).newest("embed")
-    job.run.details["trained"] = trained
-    same = last is not None and last.details["trained"] == trained
+    job.run.details["trained"] = json.dumps(trained)
+    same = last is not None and _embedded(last) == trained
     new = job.run.read_new("sequences") if same else None
     sequences = job.read("sequences")
     if new is not None:
@@ -156,9 +177,9 @@ def run_embed(job: Job) -> None:
         sequences = sequences.join(changed, "user_id", "left_semi")
     histories = job.persist(embed.newest(sequences, job.fit_splits))
     users, items = [], []
-    for name in networks_of(job.config):
-        folder = model_folder(job, name, trained)
-        of_model = {"model": F.lit(name), "model_version": F.lit(trained)}
+    for name in names:
+        folder = model_folder(job, name, trained[name])
+        of_model = {"model": F.lit(name), "model_version": F.lit(trained[name])}
         users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
         items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
     made = reduce(DataFrame.unionByName, users)
@@ -170,17 +191,43 @@ def run_embed(job: Job) -> None:
     job.note_splits(job.fit_splits)
 
 
-def _trained(job: Job) -> str:
-    """Return the run that trained the networks."""
-    done = Ledger(job.lake).newest("train")
-    if done is None:
-        raise LakeError("no network has been trained: run the stage train first")
-    if "validation" in job.splits_of(done) and "validation" not in job.fit_splits:
-        raise LakeError(
-            f"run {done.run_id} has trained on validation events (export.hold_out: false), which "
-            "evaluate.split=validation ranks: run export and train with export.hold_out=true"
-        )
-    return done.run_id
+def _trained(job: Job, names: list[str]) -> dict[str, str]:
+    """Return the run that last trained each of the networks."""
+    newest = {
+        name: run
+        for run in Ledger(job.lake).finished("train")
+        for name in json.loads(run.details["networks"])
+    }
+    for name in names:
+        if name not in newest:
+            raise LakeError(f"{name} has not been trained: run the stage train first")
+        if "validation" in job.splits_of(newest[name]) and "validation" not in job.fit_splits:
+            raise LakeError(
+                f"run {newest[name].run_id} has trained {name} on validation events "
+                "(export.hold_out: false), which evaluate.split=validation ranks: run export and "
+                "train with export.hold_out=true"
+            )
+    return {name: newest[name].run_id for name in names}
+
+
+def _embedded(run: Finished) -> dict[str, str]:
+    """Return the run that trained each network that a run of ``embed`` has embedded."""
+    return dict(json.loads(run.details["trained"]))
+
+
+def embedded_version(name: str, job: Job) -> str:
+    """Return the run that trained a network as it is embedded.
+
+    Raises
+    ------
+    LakeError
+        If it is not.
+    """
+    run = Ledger(job.lake).newest("embed")
+    versions = {} if run is None else _embedded(run)
+    if name not in versions:
+        raise LakeError(f"{name} has no vectors: run the stage embed with it among models first")
+    return versions[name]
 
 
 def model_folder(job: Job, name: str, trained: str) -> str:
@@ -190,6 +237,7 @@ def model_folder(job: Job, name: str, trained: str) -> str:
 
 def open_network(name: str, job: Job) -> EmbeddingModel:
     """Return a network as embedded: its item vectors in files."""
+    embedded_version(name, job)
     job.require_fitted("embed")
     items = job.read("item_embeddings").where(F.col("model") == name)
     return write_embeddings(items, join(job.work_folder, name), job.num_items(), name)

@@ -13,7 +13,7 @@ from pipelines.evaluate import EVALUATE
 from pipelines.examples import NEGATIVES, POSITIVES, SEQUENCES
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
-from pipelines.networks import EMBED, EXPORT, TRAIN
+from pipelines.networks import EMBED, EXPORT, TRAIN, check_networks
 from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.recommend import RECOMMEND
@@ -99,7 +99,11 @@ def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
     ------
     recs.lake.LakeError
         If a stage's inputs are missing or another run is in the way.
+    recs.config.ConfigError
+        If networks are to be trained with settings that cannot be; before anything runs.
     """
+    if TRAIN in stages:
+        check_networks(config)
     outcome = Outcome(config.run_id or new_run_id())
     with Progress(lake.spark, outcome.run_id, len(stages)) as progress:
         for stage in stages:

@@ -86,17 +86,19 @@ class Ledger:
                 versions |= row["outputs"]
         return versions
 
+    def finished(self, stage: str) -> list[Finished]:
+        """Return the finished runs of a stage in the lake's mode, oldest first."""
+        return [
+            Finished(**{name: row[name] for name in Finished.__dataclass_fields__})
+            for row in self.rows()
+            if (row["stage"], row["state"]) == (stage, "finished")
+            and row["mode"] in (self.lake.mode, "both")
+        ]
+
     def newest(self, stage: str, run_id: str | None = None) -> Finished | None:
         """Return the newest finished run of a stage in the lake's mode (or that of ``run_id``)."""
-        for row in reversed(self.rows()):
-            if (
-                row["stage"] == stage
-                and row["state"] == "finished"
-                and row["mode"] in (self.lake.mode, "both")
-                and run_id in (None, row["run_id"])
-            ):
-                return Finished(**{name: row[name] for name in Finished.__dataclass_fields__})
-        return None
+        runs = [run for run in self.finished(stage) if run_id in (None, run.run_id)]
+        return runs[-1] if runs else None
 
     def append(
         self,

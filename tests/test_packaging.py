@@ -32,6 +32,7 @@ def _make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (("pyspark", "torch"), "recs.config"),
         (("pyspark", "torch"), "pipelines.cli"),
         (("torch",), "recs.data.synthetic"),
+        (("torch", "petastorm", "safetensors", "optuna"), "pipelines.run"),
     ],
 )
 def test_imports_stay_light(blocked: tuple[str, ...], module: str) -> None:

@@ -9,10 +9,8 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-import recs.training.worker
 from recs.storage import filesystem, join, read_file, remove_tree, write_file
 from recs.training.dataset import open_training_set
-from recs.training.loop import TrainingError
 from recs.training.plan import Plan
 from recs.training.settings import TrainingJob
 
@@ -41,6 +39,10 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
     """
     from pyspark.ml.torch.distributor import TorchDistributor
 
+    # Here alone, for pipelines without networks need no torch.
+    from recs.training import worker
+    from recs.training.loop import TrainingError
+
     check(spark, job)
     uri = join(job.folder, "job.json")
     write_file(uri, job.model_dump_json(indent=1).encode())
@@ -53,7 +55,7 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
     try:
         TorchDistributor(
             num_processes=processes.count, local_mode=processes.local, use_gpu=processes.gpu
-        ).run(recs.training.worker.__file__, uri)
+        ).run(worker.__file__, uri)
     except Exception as error:
         reason = _reason(job)
         kind = DivergedError if reason.startswith(f"{TrainingError.__name__}:") else LaunchError

@@ -393,10 +393,6 @@ class _Trainer:
 
     # -- checkpoints and the end ----------------------------------------------------------------
 
-    @property
-    def _checkpoints(self) -> str:
-        return join(self.job.folder, "checkpoints")
-
     def _save(self) -> None:
         tensors = {"weights": dict(self.network.state_dict()), "best": self.best_weights}
         if self.previous is not None:
@@ -416,7 +412,7 @@ class _Trainer:
                 rows[group] = own
         state = {"progress": vars(self.progress), "job": self._identity(), "groups": groups}
         save_checkpoint(
-            self._checkpoints,
+            self.job.checkpoints,
             self.progress.updates,
             Checkpoint(common, state, rows),
             self.settings.keep_checkpoints,
@@ -428,7 +424,7 @@ class _Trainer:
 
     def _resume(self) -> None:
         found = load_checkpoint(
-            self._checkpoints, self._shard, lambda whole: all(self.ranks.gather(whole))
+            self.job.checkpoints, self._shard, lambda whole: all(self.ranks.gather(whole))
         )
         if found is None:
             return
@@ -438,7 +434,7 @@ class _Trainer:
         }
         if found.state["job"] != self._identity():
             raise ValueError(
-                f"{self._checkpoints} holds checkpoints of other settings or data: give another "
+                f"{self.job.checkpoints} holds checkpoints of other settings or data: give another "
                 "run_id, or remove them"
             )
         self.network.load_state_dict(tensors["weights"])

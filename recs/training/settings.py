@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from recs.settings import Strict
+from recs.storage import join
 
 _Positive = Annotated[int, Field(gt=0)]
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -179,6 +180,11 @@ class TrainingJob(Strict):
     processes: Processes
     seed: int
     versions: dict[str, str] = {}
+
+    @property
+    def checkpoints(self) -> str:
+        """URI of the folder of checkpoints."""
+        return join(self.folder, "checkpoints")
 
     @model_validator(mode="after")
     def _batch_is_shared(self) -> TrainingJob:

@@ -150,6 +150,14 @@ def test_networks_trained_on_validation_events_cannot_be_embedded_for_them(
         run_stages([STAGES["embed"]], configure(*given, "evaluate.split=validation"), lake)
 
 
+def test_checkpoints_go_when_a_training_is_committed(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+) -> None:
+    _, lake, _ = finished
+    folder = Path(lake.location.model("backtest", "sasrec", "first"))
+    assert (folder / "model").is_dir() and not (folder / "checkpoints").exists()
+
+
 def test_a_run_that_finished_training_takes_it_over(
     finished: tuple[Configure, Lake, dict[str, Any]],
 ) -> None:
@@ -254,6 +262,43 @@ class TestLaunch:
                 pytest.skip("there is a GPU")
         with pytest.raises((LaunchError, ValueError), match=message):
             check(spark, job.model_copy(update={"processes": processes}))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("networks.sasrec.model.dims=8", "'networks.sasrec.model': sasrec has no setting 'dims'"),
+        ("networks.sasrec.loss.name=hinge", "'networks.sasrec.loss': .*hinge"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_before_anything_runs(
+    spark: SparkSession, configured: Callable[..., Config], given: str, message: str
+) -> None:
+    config = configured(*GIVEN, given)
+    lake = open_lake(config)
+    with pytest.raises(ConfigError, match=message):
+        run_stages(stages_of(config), config, lake)
+    assert Ledger(lake).rows() == []
+
+
+def test_each_network_is_of_the_run_that_trained_it(
+    finished: tuple[Configure, Lake, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configure, lake, _ = finished
+    shutil.copytree(lake.location.root, tmp_path / "lake")
+    given = (*GIVEN, f"root={tmp_path}/lake", "models=popularity,gru4rec", "run_id=second")
+    done = {"validation": 0.5, "best_epoch": 2, "epochs": 3, "updates": 12, "seconds": 1.0}
+    monkeypatch.setattr(pipelines.networks, "launch", lambda spark, job: done)
+    lake = open_lake(configure(*given))
+    run_stages([STAGES["train"]], configure(*given), lake)
+
+    run_stages([STAGES["recommend"]], configure(*given, "models=sasrec", "run_id=third"), lake)
+    lists = rows_of(lake, "recommendations")
+    assert {row["model_version"] for row in lists if row["model"] == "sasrec"} == {"first"}
+    with pytest.raises(LakeError, match="gru4rec has no vectors: run the stage embed"):
+        run_stages([STAGES["recommend"]], configure(*given, "run_id=fourth"), lake)
 
 
 def test_embeddings_are_of_the_newest_events(
