@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recs.nn.samplers import (
     Hard,
@@ -40,8 +41,10 @@ _CPU_LOGITS, _GPU_LOGITS = 2**20, 2**27
 #: gradient of all items' vectors once.
 _FEWEST_PLACES = 256
 #: A product with all items' vectors costs less than looking up and adding to K of them for each
-#: place if there are at most this many times K items; it is made if its scores are this few.
-_CHEAPER, _MOST_SCORES = 16, 2**26
+#: place if there are at most this many times K items.
+_CHEAPER = 16
+#: Numbers that scores of sampled negatives take at once: beyond, places are taken in parts.
+_MOST_NUMBERS = 2**28
 
 
 class Scores(NamedTuple):
@@ -623,13 +626,44 @@ class Loss(nn.Module):
                 drawn = Negatives(places.pool, self.sampler.log_q(places.pool))
             else:
                 drawn = self.sampler.draw(places)
-            collided_MK = collisions(drawn.items, places)
+        rows = max(1, _MOST_NUMBERS // _numbers_a_place(queries, drawn.items, vectors))
+        # Processes that exchange rows take as many parts as each other: one.
+        if not self.tables.whole or rows >= len(queries):
+            return self._of_places(queries, vectors, biases, weights, places, drawn)
+        total = queries.new_zeros(())
+        for first in range(0, len(queries), rows):
+            part = slice(first, first + rows)
+            total = total + checkpoint(
+                self._of_places,
+                queries[part],
+                vectors,
+                biases,
+                weights[part],
+                places.take(part),
+                drawn.take(part),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return total
+
+    def _of_places(
+        self,
+        queries: Tensor,
+        vectors: Tensor,
+        biases: Tensor | None,
+        weights: Tensor,
+        places: Places,
+        drawn: Negatives,
+    ) -> Tensor:
+        """Return the summed loss of places with these negatives."""
+        settings = self.settings
         scores = Scores(
             score(queries, places.targets[:, None], vectors, biases, self.tables)[:, 0],
             score(queries, drawn.items, vectors, biases, self.tables),
-            collided_MK,
+            collisions(drawn.items, places),
         )
         if isinstance(settings, SampledCrossEntropySettings | InBatchSoftmaxSettings):
+            assert self.sampler is not None
             asked = self.sampler.log_q(places.targets)
             return sampled_cross_entropy(
                 scores, weights, *_corrections(settings.correction, asked, drawn)
@@ -637,6 +671,7 @@ class Loss(nn.Module):
         if isinstance(settings, RelevanceSettings):
             assert places.liked is not None
             return relevance(scores, weights, places.liked)
+        assert isinstance(settings, _Sampled)
         return settings.of(scores, weights, self.num_items)
 
 
@@ -663,15 +698,24 @@ def score(
     Where items are few and K is great, all of them are scored and K scores picked, if ``tables``,
     of which ``vectors`` and ``biases`` are the rows here, are whole.
     """
-    num_items, read = len(vectors), tables.find(items)
+    read = tables.find(items)
     if items.dim() == 1:
         scores_MK = queries @ read(vectors).T
-    elif (
-        tables.whole
-        and num_items <= _CHEAPER * items.shape[1]
-        and num_items * len(queries) <= _MOST_SCORES
-    ):
+    elif tables.whole and _scores_all(queries, items, vectors):
         scores_MK = (queries @ vectors.T).gather(1, items)
     else:
         scores_MK = torch.bmm(read(vectors), queries.unsqueeze(2)).squeeze(2)
     return scores_MK if biases is None else scores_MK + read(biases)
+
+
+def _scores_all(queries: Tensor, items: Tensor, vectors: Tensor) -> bool:
+    return len(vectors) <= min(_CHEAPER, queries.shape[1]) * items.shape[1]
+
+
+def _numbers_a_place(queries: Tensor, items: Tensor, vectors: Tensor) -> int:
+    """Return how many numbers :func:`score` holds at once for each place."""
+    if items.dim() == 1:
+        return max(1, len(items))
+    if _scores_all(queries, items, vectors):
+        return len(vectors)
+    return items.shape[1] * queries.shape[1]

@@ -88,6 +88,16 @@ class Places(NamedTuple):
     previous: Previous | None = None
     liked: Tensor | None = None
 
+    def take(self, part: slice) -> Places:
+        """Return some of the places, of the same batch; without what only drawing reads."""
+        return self._replace(
+            numbers=self.numbers[part],
+            owners=self.owners[part],
+            targets=self.targets[part],
+            previous=None,
+            liked=None if self.liked is None else self.liked[part],
+        )
+
 
 class Negatives(NamedTuple):
     """What was drawn.
@@ -102,6 +112,11 @@ class Negatives(NamedTuple):
 
     items: Tensor
     log_q: Tensor
+
+    def take(self, part: slice) -> Negatives:
+        """Return those of some places."""
+        shared = self.items.dim() == 1
+        return self if shared else Negatives(self.items[part], self.log_q[part])
 
 
 # --- hashing ---

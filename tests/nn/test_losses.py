@@ -342,10 +342,25 @@ def test_losses_are_float32_under_autocast(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(found, expected, rtol=0.03, atol=0.05)
 
 
+@pytest.mark.parametrize("settings", LOSSES)
+def test_places_in_parts_make_the_loss_of_the_whole(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = _loss(counts=torch.arange(1.0, NUM_ITEMS + 1), **settings)
+    *inputs, weights, places = _batch()
+    found = []
+    for numbers in (2**28, 100):
+        monkeypatch.setattr(losses, "_MOST_NUMBERS", numbers)
+        value = loss(*inputs, weights, places)
+        found.append((value, *torch.autograd.grad(value, inputs)))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
 @pytest.mark.parametrize("few", [True, False])
 def test_scores_of_items(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal whether all items are scored or those asked for alone."""
-    monkeypatch.setattr(losses, "_MOST_SCORES", 2**20 if few else 0)
+    monkeypatch.setattr(losses, "_CHEAPER", 2**20 if few else 0)
     queries, vectors, biases, _, places = _batch()
     items = torch.stack([places.targets, places.targets.flip(0)], dim=1)
     found = losses.score(queries, items, vectors, biases)
