@@ -86,9 +86,16 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
                 f"{count} processes need a GPU each, this machine has {torch.cuda.device_count()}: "
                 "give processes.count, processes.gpu=false, or processes.local=false"
             )
+    conf = spark.sparkContext.getConf()
+    if gpu and local and int(conf.get("spark.driver.resource.gpu.amount", "0")) < count:
+        raise LaunchError(
+            f"{count} processes need a GPU each, and Spark has to know them: set "
+            f"spark.driver.resource.gpu.amount={count} and "
+            "spark.driver.resource.gpu.discoveryScript before it starts, or run recs/training/"
+            "worker.py under torchrun"
+        )
     if local:
         return
-    conf = spark.sparkContext.getConf()
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise LaunchError(
             "the processes of a training start together, which dynamic allocation does not allow: "
