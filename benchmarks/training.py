@@ -70,7 +70,9 @@ def export_set(folder: Path, items: np.ndarray) -> TrainingSet:
             for name in ("event_types", "gaps")
         }
     )
-    catalogue = spark.range(NUM_ITEMS).selectExpr("cast(id as int) item_id", "1L train_events")
+    catalogue = spark.range(NUM_ITEMS).selectExpr(
+        "cast(id as int) item_id", "1L train_events", "true recommendable"
+    )
     positives = spark.createDataFrame([(0, [0])], "user_id int, items array<int>")
     return export(
         rows,

@@ -62,7 +62,7 @@ def export(
     user_positives
         user_id, items array<int>: never drawn as the user's negatives.
     catalogue
-        item_id, train_events.
+        item_id, train_events, recommendable.
     tables
         Delta version of each table that these come from.
     event_type_ids, positive
@@ -91,7 +91,9 @@ def export(
         column="item_id",
         shape=(num_users, num_items),
     )
-    vectors = write_vectors(catalogue, folder, num_items, {"train_events": "int64"})
+    kinds = {"train_events": "int64", "recommendable": "bool"}
+    vectors = write_vectors(catalogue, folder, num_items, kinds)
+    names = {name: uri.rpartition("/")[2] for name, uri in vectors.items()}
     return write_manifest(
         folder,
         Manifest(
@@ -103,7 +105,8 @@ def export(
             lanes=lanes,
             positive_event_types=sorted(event_type_ids[name] for name in positive),
             schema_hash=hashlib.sha256(columns.encode()).hexdigest()[:16],
-            train_events=vectors["train_events"].rpartition("/")[2],
+            train_events=names["train_events"],
+            recommendable=names["recommendable"],
             parts=parts,
         ),
     )

@@ -421,7 +421,7 @@ class _Sampled(Strict):
     sampler: SamplerSettings = UniformSettings()
 
     def of(self, scores: Scores, weights: Tensor, num_items: int) -> Tensor:
-        """Return the loss."""
+        """Return the loss; ``num_items`` is of those that may be drawn."""
         raise NotImplementedError
 
 
@@ -535,13 +535,15 @@ class Loss(nn.Module):
         Of all draws.
     counts : float[N]
         How often each item is asked for in training; None where no sampler reads it.
+    recommendable : bool[N]
+        Items that uniform and hard negatives are of; None: all.
     tables
         How the vectors of items are held.
 
     Raises
     ------
     ValueError
-        If the sampler wants counts and there are none.
+        If the sampler wants counts and there are none, or can draw nothing.
     """
 
     def __init__(
@@ -551,17 +553,18 @@ class Loss(nn.Module):
         seed: int,
         counts: Tensor | None = None,
         tables: Tables = WHOLE,
+        recommendable: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
         self.tables = tables
-        self.num_items = num_items
+        self.num_drawable = num_items if recommendable is None else int(recommendable.sum())
         if isinstance(settings, CrossEntropySettings):
             self.sampler = None
         elif isinstance(settings, InBatchSoftmaxSettings):
             self.sampler = make_sampler(InBatchSettings(), num_items, seed, counts)
         else:
-            self.sampler = make_sampler(settings.sampler, num_items, seed, counts)
+            self.sampler = make_sampler(settings.sampler, num_items, seed, counts, recommendable)
 
     @property
     def reads_all(self) -> bool:
@@ -672,7 +675,7 @@ class Loss(nn.Module):
             assert places.liked is not None
             return relevance(scores, weights, places.liked)
         assert isinstance(settings, _Sampled)
-        return settings.of(scores, weights, self.num_items)
+        return settings.of(scores, weights, self.num_drawable)
 
 
 def _corrections(

@@ -230,7 +230,7 @@ class _Drawn(Strict):
 
 
 class UniformSettings(_Drawn):
-    """All items alike."""
+    """All recommendable items alike."""
 
     name: Literal["uniform"] = "uniform"
 
@@ -336,13 +336,30 @@ class _Counted(Sampler):
 
 
 class Uniform(_Counted):
-    """Draws all items alike."""
+    """Draws all recommendable items alike.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+
+    ids: Tensor
+
+    def __init__(
+        self, num_items: int, seed: int, settings: _Drawn, recommendable: Tensor | None = None
+    ) -> None:
+        super().__init__(num_items, seed, settings)
+        ids = torch.arange(num_items) if recommendable is None else recommendable.nonzero()[:, 0]
+        if not len(ids):
+            raise ValueError("no item is recommendable, so that none can be drawn")
+        self.register_buffer("ids", ids, persistent=False)
 
     def _items(self, bits_MK: Tensor, places: Places) -> Tensor:
-        return below(bits_MK, self.num_items)
+        return self.ids[below(bits_MK, len(self.ids))]
 
     def log_q(self, items: Tensor) -> Tensor:
-        return torch.full(items.shape, -np.log(self.num_items), device=items.device)
+        return torch.full(items.shape, -np.log(len(self.ids)), device=items.device)
 
 
 class Popularity(_Counted):
@@ -404,11 +421,16 @@ class Mixed(_Counted):
     """Draws some uniformly, the others by another sampler; ``log_q`` is that of the mixture."""
 
     def __init__(
-        self, num_items: int, seed: int, settings: MixedSettings, others: _Counted
+        self,
+        num_items: int,
+        seed: int,
+        settings: MixedSettings,
+        others: _Counted,
+        recommendable: Tensor | None = None,
     ) -> None:
         super().__init__(num_items, seed, settings)
         self.num_uniform = round(settings.uniform * settings.negatives)
-        self.uniform = Uniform(num_items, seed, settings)
+        self.uniform = Uniform(num_items, seed, settings, recommendable)
         self.others = others
 
     def _items(self, bits_MK: Tensor, places: Places) -> Tensor:
@@ -428,16 +450,23 @@ class Hard(Sampler):
     ``log_q`` is that of uniform draws: what a hard draw's probability is, nobody knows.
     """
 
-    def __init__(self, num_items: int, seed: int, settings: HardSettings) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        seed: int,
+        settings: HardSettings,
+        recommendable: Tensor | None = None,
+    ) -> None:
         super().__init__(num_items, seed)
-        self.top = min(settings.top, num_items)
         self.num_draws = settings.negatives
-        self.uniform = Uniform(num_items, seed, UniformSettings(negatives=settings.negatives))
+        uniform = UniformSettings(negatives=settings.negatives)
+        self.uniform = Uniform(num_items, seed, uniform, recommendable)
+        self.top = min(settings.top, len(self.uniform.ids))
 
     def draw(self, places: Places) -> Negatives:
         if places.previous is None:
             return self.uniform.draw(places)
-        top_MT = hard_candidates(places.previous, places, self.top)
+        top_MT = hard_candidates(places.previous, places, self.top, self.uniform.ids)
         draws = torch.arange(self.num_draws, device=top_MT.device)
         bits_MK = random_bits(self.seed, places.step, places.numbers, draws)
         items = top_MT.gather(1, below(bits_MK, self.top))
@@ -448,12 +477,14 @@ class Hard(Sampler):
 
 
 @torch.no_grad()
-def hard_candidates(previous: Previous, places: Places, top: int) -> Tensor:
-    """Return int64[M, top]: the items of the highest scores that are no positives of the place.
+def hard_candidates(previous: Previous, places: Places, top: int, ids: Tensor) -> Tensor:
+    """Return int64[M, top]: of the items ``ids`` those of the highest scores that are no positives.
 
     Where a place has fewer of them, its last ones are positives.
     """
     queries, vectors, biases = previous
+    others = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+    others[ids] = False
     rows = max(1, _BLOCK // len(vectors))
     best = []
     for first in range(0, len(queries), rows):
@@ -461,6 +492,7 @@ def hard_candidates(previous: Previous, places: Places, top: int) -> Tensor:
         scores_RN = (queries[block] @ vectors.T).float()
         if biases is not None:
             scores_RN += biases
+        scores_RN[:, others] = -torch.inf
         scores_RN.scatter_(1, places.targets[block, None], -torch.inf)
         if places.positives is not None:
             scores_RN[_pairs(places.owners[block], places.positives)] = -torch.inf
@@ -486,7 +518,11 @@ def _log_share(weights: np.ndarray) -> Tensor:
 
 
 def make_sampler(
-    settings: SamplerSettings, num_items: int, seed: int, counts: Tensor | None = None
+    settings: SamplerSettings,
+    num_items: int,
+    seed: int,
+    counts: Tensor | None = None,
+    recommendable: Tensor | None = None,
 ) -> Sampler:
     """Return the sampler that settings describe.
 
@@ -500,16 +536,18 @@ def make_sampler(
         Of all draws.
     counts : float[N]
         How often each item is asked for in training; for all but uniform and hard negatives.
+    recommendable : bool[N]
+        Items that uniform and hard negatives are of; None: all.
 
     Raises
     ------
     ValueError
-        If counts are lacking, of another length, or nothing can be drawn by them.
+        If counts are lacking, of another length, or nothing can be drawn.
     """
     if isinstance(settings, UniformSettings):
-        return Uniform(num_items, seed, settings)
+        return Uniform(num_items, seed, settings, recommendable)
     if isinstance(settings, HardSettings):
-        return Hard(num_items, seed, settings)
+        return Hard(num_items, seed, settings, recommendable)
     values = _checked(settings.name, num_items, counts)
     if isinstance(settings, PopularitySettings):
         return Popularity(num_items, seed, settings, _powers(values, settings.exponent))
@@ -520,7 +558,7 @@ def make_sampler(
         if settings.others == "popularity"
         else InBatch(num_items, seed, settings, values)
     )
-    return Mixed(num_items, seed, settings, others)
+    return Mixed(num_items, seed, settings, others, recommendable)
 
 
 def _checked(name: str, num_items: int, counts: Tensor | None) -> np.ndarray:

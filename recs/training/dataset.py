@@ -18,7 +18,7 @@ from recs.ranking.files import load_array
 from recs.storage import join, read_file, write_file
 from recs.training.plan import File
 
-FORMAT = 1
+FORMAT = 2
 
 #: Columns of the files, and what a batch holds of them: a number, or an array a row.
 NUMBERS = ("user_id", "length", "target")
@@ -74,6 +74,8 @@ class Manifest:
         Of the files' columns and their types.
     train_events
         Name of the file of int64[N]: positive training events of each item.
+    recommendable
+        Name of the file of bool[N]: items that may be recommended.
     parts
         Name of each part to its files.
     """
@@ -87,6 +89,7 @@ class Manifest:
     positive_event_types: list[int]
     schema_hash: str
     train_events: str
+    recommendable: str
     parts: dict[str, list[File]]
     format: int = FORMAT
 
@@ -106,6 +109,10 @@ class TrainingSet:
         """Map all users' positives into memory."""
         matrix = CsrFiles(self.path(POSITIVES)).open()
         return Positives(matrix.indptr, matrix.indices)
+
+    def recommendable(self) -> np.ndarray:
+        """Return bool[N]: items that may be recommended, drawn, and ranked."""
+        return load_array(self.path(self.manifest.recommendable))
 
     def train_events(self) -> np.ndarray:
         """Return int64[N]: positive training events of each item."""

@@ -368,7 +368,9 @@ class _Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        counts = self.ranks.sum(rank_counts(self.network, self._held_out(), self.ranks.device))
+        recommendable = torch.from_numpy(np.array(self.data.recommendable()))
+        counts = rank_counts(self.network, self._held_out(), recommendable.to(self.ranks.device))
+        counts = self.ranks.sum(counts)
         settings, progress = self.settings.validation, self.progress
         value = metric(counts, settings)
         if value is None:
@@ -534,7 +536,8 @@ def make_loss(
         As :func:`read_loss`.
     """
     counts = torch.from_numpy(np.array(data.train_events()))
-    return Loss(read_loss(settings), data.manifest.num_items, seed, counts, tables)
+    recommendable = torch.from_numpy(np.array(data.recommendable()))
+    return Loss(read_loss(settings), data.manifest.num_items, seed, counts, tables, recommendable)
 
 
 def read_loss(settings: Mapping[str, Any]) -> LossSettings:

@@ -38,15 +38,17 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def rank_counts(
-    network: SequenceNetwork, batches: Iterable[HeldOut], device: torch.device
+    network: SequenceNetwork, batches: Iterable[HeldOut], recommendable: Tensor
 ) -> Tensor:
     """Return int64[1 + ranks]: how many targets of this process have each rank, others at 0.
 
-    Equal scores count against the target. The scores of :data:`RANKED_A_LANE` histories of each
-    process that shares the tables are held at once.
+    Targets are ranked among the items that ``recommendable`` bool[N] marks; one that it does not
+    mark has no rank. Equal scores count against the target. The scores of :data:`RANKED_A_LANE`
+    histories of each process that shares the tables are held at once.
     """
     network.eval()
-    tables = network.sizes.tables
+    tables, device = network.sizes.tables, recommendable.device
+    hidden = ~recommendable[tables.rank :: tables.count]
     biases = network.item_biases()
     items = network.item_vectors().float(), None if biases is None else biases.float()
     counts = torch.zeros(MOST_RANKS + 1, dtype=torch.int64, device=device)
@@ -62,11 +64,10 @@ def rank_counts(
             queries = network.queries(Histories(*(part[rows] for part in histories)))
             own = (owners >= first) & (owners < first + RANKED_A_LANE)
             pairs = owners[own] - first, seen.items[own].long()
-            ranks = _ranks(tables, items, queries.float(), targets[rows].clamp(min=0), *pairs)
-            ranks = ranks[real]
-            counts += torch.bincount(
-                torch.where(ranks <= MOST_RANKS, ranks, 0), minlength=MOST_RANKS + 1
-            )
+            goals = targets[rows].clamp(min=0)
+            ranks = _ranks(tables, items, hidden, queries.float(), goals, *pairs)
+            ranked = recommendable[goals] & (ranks <= MOST_RANKS)
+            counts += torch.bincount(torch.where(ranked, ranks, 0)[real], minlength=MOST_RANKS + 1)
     network.train()
     return counts
 
@@ -74,6 +75,7 @@ def rank_counts(
 def _ranks(
     tables: Tables,
     items: tuple[Tensor, Tensor | None],
+    hidden: Tensor,
     queries: Tensor,
     goals: Tensor,
     owners: Tensor,
@@ -85,6 +87,8 @@ def _ranks(
     ----------
     items : float[n, D], float[n] or None
         Vectors and biases of this process's items.
+    hidden : bool[n]
+        Those that are left out of all rankings.
     queries : float[b, D]
     goals : int64[b]
     owners, seen : int64[s]
@@ -100,6 +104,7 @@ def _ranks(
     if biases is not None:
         scores = scores + biases
     found = tables.sum(scores.gather(1, goal).masked_fill(~goal_here, 0.0))
+    scores[:, hidden] = -math.inf
     scores[owners[here], rows[here]] = -math.inf
     scores.scatter_(1, goal, torch.where(goal_here, -math.inf, scores.gather(1, goal)))
     # So that a score which is no number is the last, not the first.

@@ -40,6 +40,22 @@ def _sampler(seed: int = 7, **settings: Any) -> Sampler:
     return make_sampler(adapter.validate_python(settings), NUM_ITEMS, seed, COUNTS)
 
 
+@pytest.mark.parametrize("settings", [{"name": "uniform"}, {"name": "hard", "top": 3}])
+def test_only_recommendable_items_are_drawn(settings: dict[str, Any]) -> None:
+    adapter: TypeAdapter[SamplerSettings] = TypeAdapter(SamplerSettings)
+    recommendable = torch.arange(NUM_ITEMS) % 4 == 1
+    read = adapter.validate_python(settings | {"negatives": 40})
+    sampler = make_sampler(read, NUM_ITEMS, 0, recommendable=recommendable)
+    previous = Previous(torch.randn(9, 4), torch.randn(NUM_ITEMS, 4))
+    for given in (None, previous):
+        drawn = sampler.draw(_places(9)._replace(previous=given))
+        assert set(drawn.items.flatten().tolist()) <= {1, 5, 9, 13, 17}
+        torch.testing.assert_close(drawn.log_q.exp(), torch.full(drawn.log_q.shape, 0.2))
+    assert set(sampler.draw(_places(9)).items.flatten().tolist()) == {1, 5, 9, 13, 17}
+    with pytest.raises(ValueError, match="no item is recommendable"):
+        make_sampler(read, NUM_ITEMS, 0, recommendable=torch.zeros(NUM_ITEMS, dtype=torch.bool))
+
+
 def _places(num: int, step: int = 3) -> Places:
     numbers = torch.arange(num)
     pool = torch.multinomial(
@@ -167,7 +183,7 @@ def test_hard_negatives_are_the_best_non_positives(monkeypatch: pytest.MonkeyPat
     places = _places(40)
     previous = Previous(torch.randn(40, 4), torch.randn(NUM_ITEMS, 4), torch.randn(NUM_ITEMS))
     places = places._replace(previous=previous, positives=_positives(sets))
-    top = hard_candidates(previous, places, 5)
+    top = hard_candidates(previous, places, 5, torch.arange(NUM_ITEMS))
     assert previous.biases is not None
     scores = previous.queries @ previous.vectors.T + previous.biases
     for m, owner in enumerate(places.owners.tolist()):

@@ -46,7 +46,9 @@ def training_set(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
         events, "user_id int, item_id int, sequence int, positive boolean, split string"
     )
     catalogue = spark.range(NUM_ITEMS).select(
-        F.col("id").cast("int").alias("item_id"), (F.col("id") + 1).alias("train_events")
+        F.col("id").cast("int").alias("item_id"),
+        (F.col("id") + 1).alias("train_events"),
+        F.lit(True).alias("recommendable"),
     )
     folder = tmp_path_factory.mktemp("training") / "set"
     return export(

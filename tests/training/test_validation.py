@@ -20,7 +20,12 @@ SCORES = torch.tensor(
 )
 
 
-def counts_of(last: list[int], targets: list[int], seen: list[list[int]]) -> torch.Tensor:
+def counts_of(
+    last: list[int],
+    targets: list[int],
+    seen: list[list[int]],
+    recommendable: tuple[bool, ...] = (True,) * NUM_ITEMS,
+) -> torch.Tensor:
     network = build("fmc", Sizes(9, NUM_ITEMS, 1, 2), {"dim": NUM_ITEMS})
     weights = network.state_dict()
     weights["events.items.weight"].copy_(SCORES)
@@ -31,13 +36,19 @@ def counts_of(last: list[int], targets: list[int], seen: list[list[int]]) -> tor
     positives = UserPositives(offsets, torch.tensor(sum(seen, []), dtype=torch.int32))
     histories = Histories(torch.arange(len(last)), items, nothing, nothing)
     batch = HeldOut(histories, torch.tensor(targets), positives)
-    return rank_counts(network, [batch], torch.device("cpu"))
+    return rank_counts(network, [batch], torch.tensor(recommendable))
 
 
 def test_ranks_leave_out_what_was_seen() -> None:
     # After item 0 the order is 0, 2, 1, 3; item 0 has been seen, the target may have been.
     counts = counts_of([0, 0, 2], [1, 3, 1], [[0], [0], [2, 1]])
     assert counts[:4].tolist() == [0, 1, 1, 1]
+
+
+def test_items_that_may_not_be_recommended_have_no_rank() -> None:
+    # After item 0 the order is 0, 2, 1, 3.
+    counts = counts_of([0, 0], [1, 2], [[], []], (True, True, False, True))
+    assert counts[:4].tolist() == [1, 0, 1, 0]
 
 
 def test_equal_scores_count_against_the_target() -> None:
