@@ -1,7 +1,8 @@
 """Checkpoints: whole or not there, and known to be so by the hashes of their files.
 
 A checkpoint is a folder of safetensors files and a manifest, which is written last and names every
-file with its SHA-256. A torn or damaged one is passed over for the newest before it.
+file with its SHA-256; then the file ``latest`` beside the folders names it. A torn or damaged one
+is passed over for the newest before it.
 
 Of sharded tables (:mod:`recs.nn.tables`) each process writes its rows to files of its own, such as
 ``weights.0-of-2.safetensors``. Any number of processes goes on from them: as many as there were
@@ -26,7 +27,7 @@ from recs.storage import filesystem, join, read_file, remove_tree, write_file, w
 
 log = logging.getLogger("recs")
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _LATEST = "manifest.json", "latest"
 _NAME = re.compile(r"^step-(\d+)$")
 _SHARD = re.compile(r"^(.+)\.(\d+)-of-(\d+)$")
 #: What safetensors call the types of numbers that networks and optimizers have.
@@ -228,6 +229,7 @@ def save_checkpoint(
     if shard.rank > 0:
         return
     write_folder(place, checkpoint.tensors, {"state": checkpoint.state}, hashes)
+    write_file(join(folder, _LATEST), f"step-{step}".encode())
     kept = [found for found in _steps(folder) if found <= step][:keep]
     for found in _steps(folder):
         if found not in kept:
@@ -237,7 +239,9 @@ def save_checkpoint(
 def load_checkpoint(
     folder: str, shard: Shard = _ALONE, agreed: Callable[[bool], bool] = lambda whole: whole
 ) -> Checkpoint | None:
-    """Return the newest checkpoint under ``folder`` that is whole; None where there is none.
+    """Return the latest checkpoint under ``folder``, or the newest that is whole.
+
+    None where there is none.
 
     Parameters
     ----------
@@ -246,7 +250,8 @@ def load_checkpoint(
     agreed
         Whether all processes say so: one that is damaged for one of them is passed over by all.
     """
-    for step in _steps(folder):
+    latest = (read_file(join(folder, _LATEST)) or b"").decode(errors="replace")
+    for step in sorted(_steps(folder), key=lambda step: f"step-{step}" != latest):
         found = None
         try:
             found = _read(join(folder, f"step-{step}"), shard)

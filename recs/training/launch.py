@@ -107,12 +107,12 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
             "TorchDistributor does not encrypt what the processes say to each other, but "
             "spark.ssl.enabled is set: set pytorch.spark.distributor.ignoreSsl=true to accept that"
         )
-    task_cpus = int(conf.get("spark.task.cpus", "1"))
-    slots = spark.sparkContext.defaultParallelism // task_cpus
+    slots = _slots(spark)
     if slots < count:
         raise LaunchError(
-            f"{count} processes start together, the cluster has {slots} slots of {task_cpus} "
-            "cores: give fewer processes.count, or more executors"
+            f"{count} processes start together, the cluster has {slots} slots of "
+            f"{conf.get('spark.task.cpus', '1')} cores: give fewer processes.count, or more "
+            "executors"
         )
     if gpu:
         amount = conf.get("spark.task.resource.gpu.amount", "")
@@ -121,6 +121,16 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
                 f"spark.task.resource.gpu.amount is {amount or 'not set'}: a training process "
                 "takes whole GPUs; set it to 1"
             )
+
+
+def _slots(spark: SparkSession) -> int:
+    """Return the tasks that can run at once: what a barrier stage itself asks before it starts.
+
+    The default parallelism would not tell, for a setting may name any number.
+    """
+    context = spark.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    return int(context.maxNumConcurrentTasks(profile))
 
 
 def _reason(job: TrainingJob) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,6 +212,21 @@ def test_chances_are_spread_evenly_and_not_moved_by_padding() -> None:
         assert values.min() >= 0 and values.max() < 1
         shares = torch.histc(values, 4, 0, 1) / values.numel()
         assert (shares - 0.25).abs().max() < 5 * (0.1875 / values.numel()) ** 0.5
+
+
+def test_the_network_of_the_docs_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adding-a-network.md").read_text()
+    module = types.ModuleType("recs.nn.models.newest")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(text.split("```python\n")[1].split("```")[0], module.__dict__)
+    monkeypatch.setitem(MODELS, "newest_mean", "recs.nn.models.newest:NewestMean")
+    test_padding_changes_nothing("newest_mean", {"window": 2}, True)
+    test_states_know_nothing_of_later_events("newest_mean", {"window": 1})
+    network = _network("newest_mean", window=2)
+    histories = _histories([1, 3], 4)
+    vectors = network.item_vectors()[histories.items]
+    expected = torch.stack([vectors[0, -1], vectors[1, -2:].mean(0)])
+    torch.testing.assert_close(network.queries(histories), expected)
 
 
 def _cycle(width: int, num: int = SIZES.num_items) -> Histories:

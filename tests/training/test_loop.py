@@ -282,7 +282,7 @@ class TestSharding:
         whole = tmp_path / "whole"
         process = run(job_of(training_set, str(whole), **settings), 2)
         assert process.wait(timeout=200) == 0
-        steps = sorted(int(path.name[5:]) for path in (whole / "checkpoints").iterdir())
+        steps = sorted(int(path.name[5:]) for path in (whole / "checkpoints").glob("step-*"))
         for processes in (1, 2):
             folder = tmp_path / str(processes)
             shutil.copytree(whole / "checkpoints", folder / "checkpoints")
@@ -381,7 +381,17 @@ class TestCheckpoints:
         found = load_checkpoint(folder)
         assert found is not None and found.state == {"value": 15}
         assert torch.equal(found.tensors["weights"]["w"], torch.full((3,), 15.0))
-        assert sorted(path.name for path in Path(folder).iterdir()) == ["step-10", "step-15"]
+        assert (Path(folder) / "latest").read_text() == "step-15"
+        assert sorted(path.name for path in Path(folder).glob("step-*")) == ["step-10", "step-15"]
+
+    @pytest.mark.parametrize("pointer", [None, b"step-7", b"\xff"])
+    def test_without_a_pointer_the_newest_is_read(self, folder: str, pointer: bytes | None) -> None:
+        for step in (5, 10):
+            save_checkpoint(folder, step, self.checkpoint(step), keep=2)
+        latest = Path(folder) / "latest"
+        latest.unlink() if pointer is None else latest.write_bytes(pointer)
+        found = load_checkpoint(folder)
+        assert found is not None and found.state == {"value": 10}
 
     @pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
     @pytest.mark.parametrize("damage", ["torn", "lost", "changed"])
@@ -406,7 +416,7 @@ class TestCheckpoints:
             save_checkpoint(folder, step, self.checkpoint(step), keep=2)
             (Path(folder) / f"step-{step}" / "manifest.json").unlink()
         save_checkpoint(folder, 2, self.checkpoint(2), keep=2)
-        assert [path.name for path in Path(folder).iterdir()] == ["step-2"]
+        assert [path.name for path in Path(folder).glob("step-*")] == ["step-2"]
         assert load_checkpoint(folder) is not None
 
     def test_none_is_none(self, folder: str) -> None:
