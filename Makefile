@@ -26,7 +26,7 @@ install: $(INSTALLED)
 demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
-# Two sessions of Spark, which mostly wait: the files of tests are dealt to them.
+# The files of tests are dealt to two processes, each with its session of Spark.
 test: java check
 	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
