@@ -88,8 +88,11 @@ class Places(NamedTuple):
     previous: Previous | None = None
     liked: Tensor | None = None
 
-    def take(self, part: slice) -> Places:
-        """Return some of the places, of the same batch; without what only drawing reads."""
+    def take(self, part: slice | Tensor) -> Places:
+        """Return some of the places, of the same batch; without what only drawing reads.
+
+        ``part`` are their indices, or bool[M].
+        """
         return self._replace(
             numbers=self.numbers[part],
             owners=self.owners[part],

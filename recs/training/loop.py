@@ -172,6 +172,7 @@ class _Trainer:
             self._plan("validation", lanes * RANKED_A_LANE, shuffle=False),
             self.length,
         )
+        self.recommendable = torch.from_numpy(np.array(self.data.recommendable())).to(ranks.device)
         self.wanted = torch.zeros(manifest.num_event_types + 1, dtype=torch.bool)
         self.wanted[manifest.positive_event_types] = True
         self.wanted = self.wanted.to(ranks.device)  # padding (-1) reads the last: not wanted
@@ -289,7 +290,7 @@ class _Trainer:
         chances = Chances.of(self.job.seed, progress.updates, at, wanted.shape[1])
         examples = self.network.examples(histories, wanted, chances)
         asked = examples.asked != PADDING
-        places = self._places(batch, examples, asked, histories.items, liked)
+        places = self._places(batch, at, examples, asked, histories.items, liked)
         num_asked = ranks.sum(asked.sum().float())
         total = torch.zeros((), device=ranks.device)
         parts = self.settings.accumulate
@@ -317,14 +318,22 @@ class _Trainer:
         return mean, int(rows), int(num_asked)
 
     def _places(
-        self, batch: Batch, examples: Examples, asked: Tensor, items: Tensor, liked: Tensor
+        self,
+        batch: Batch,
+        at: Tensor,
+        examples: Examples,
+        asked: Tensor,
+        items: Tensor,
+        liked: Tensor,
     ) -> Places:
-        """Return what is asked in this rank's rows, where ``asked`` bool[B, L] says."""
+        """Return what is asked in this rank's rows, where ``asked`` bool[B, L] says.
+
+        ``at`` int64[B] are the rows' places in the batch of all ranks.
+        """
         rows, columns = torch.nonzero(asked, as_tuple=True)
         width = asked.shape[1]
         # A place is numbered from the newest event, which trimmed padding does not move.
-        at = torch.from_numpy(batch.places).to(asked.device)[rows]
-        numbers = at * (self.length + 1) + width - 1 - columns
+        numbers = at[rows] * (self.length + 1) + width - 1 - columns
         targets = examples.take(items)[asked]
         previous = None
         if self.previous is not None:
@@ -368,9 +377,7 @@ class _Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        recommendable = torch.from_numpy(np.array(self.data.recommendable()))
-        counts = rank_counts(self.network, self._held_out(), recommendable.to(self.ranks.device))
-        counts = self.ranks.sum(counts)
+        counts = self.ranks.sum(rank_counts(self.network, self._held_out(), self.recommendable))
         settings, progress = self.settings.validation, self.progress
         value = metric(counts, settings)
         if value is None:
@@ -562,13 +569,10 @@ def _part(places: Places, first: int, last: int) -> Places:
     offsets, items = places.positives
     begin, end = offsets[first], offsets[last]
     previous = places.previous
-    return places._replace(
-        numbers=places.numbers[own],
+    return places.take(own)._replace(
         owners=places.owners[own] - first,
-        targets=places.targets[own],
         positives=UserPositives(offsets[first : last + 1] - begin, items[begin:end]),
         previous=previous and previous._replace(queries=previous.queries[own]),
-        liked=None if places.liked is None else places.liked[own],
     )
 
 

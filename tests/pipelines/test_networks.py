@@ -133,21 +133,28 @@ def test_validation_events_are_trained_on_if_nothing_is_held_out(
     assert data.train_events().sum() == known.where("positive").count()
 
 
-def test_networks_trained_on_validation_events_cannot_be_embedded_for_them(
+@pytest.fixture
+def untrained(
     finished: tuple[Configure, Lake, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> Configure:
+    """Configurations of a copy of the finished lake, where training makes no model."""
     configure, lake, _ = finished
     shutil.copytree(lake.location.root, tmp_path / "lake")
     done = {"validation": None, "best_epoch": 2, "epochs": 3, "updates": 12, "seconds": 1.0}
     monkeypatch.setattr(pipelines.networks, "launch", lambda spark, job: done)
-    given = (*GIVEN, f"root={tmp_path}/lake")
-    config = configure(*given, "export.hold_out=false")
+    return lambda *given: configure(*GIVEN, f"root={tmp_path}/lake", *given)
+
+
+def test_networks_trained_on_validation_events_cannot_be_embedded_for_them(
+    untrained: Configure,
+) -> None:
+    config = untrained("export.hold_out=false")
     lake = open_lake(config)
     run_stages([STAGES["export"], STAGES["train"]], config, lake)
     with pytest.raises(LakeError, match="export.hold_out=true"):
-        run_stages([STAGES["embed"]], configure(*given, "evaluate.split=validation"), lake)
+        run_stages([STAGES["embed"]], untrained("evaluate.split=validation"), lake)
 
 
 def test_checkpoints_go_when_a_training_is_committed(
@@ -281,24 +288,17 @@ def test_settings_that_cannot_be_are_told_before_anything_runs(
     assert Ledger(lake).rows() == []
 
 
-def test_each_network_is_of_the_run_that_trained_it(
-    finished: tuple[Configure, Lake, dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    configure, lake, _ = finished
-    shutil.copytree(lake.location.root, tmp_path / "lake")
-    given = (*GIVEN, f"root={tmp_path}/lake", "models=popularity,gru4rec", "run_id=second")
-    done = {"validation": 0.5, "best_epoch": 2, "epochs": 3, "updates": 12, "seconds": 1.0}
-    monkeypatch.setattr(pipelines.networks, "launch", lambda spark, job: done)
-    lake = open_lake(configure(*given))
-    run_stages([STAGES["train"]], configure(*given), lake)
+def test_each_network_is_of_the_run_that_trained_it(untrained: Configure) -> None:
+    config = untrained("models=popularity,gru4rec", "run_id=second")
+    lake = open_lake(config)
+    run_stages([STAGES["train"]], config, lake)
 
-    run_stages([STAGES["recommend"]], configure(*given, "models=sasrec", "run_id=third"), lake)
+    run_stages([STAGES["recommend"]], untrained("models=sasrec", "run_id=third"), lake)
     lists = rows_of(lake, "recommendations")
     assert {row["model_version"] for row in lists if row["model"] == "sasrec"} == {"first"}
+    again = untrained("models=popularity,gru4rec", "run_id=fourth")
     with pytest.raises(LakeError, match="gru4rec has no vectors: run the stage embed"):
-        run_stages([STAGES["recommend"]], configure(*given, "run_id=fourth"), lake)
+        run_stages([STAGES["recommend"]], again, lake)
 
 
 def test_embeddings_are_of_the_newest_events(
