@@ -2,7 +2,12 @@
 
 A benchmark is run as ``python benchmarks/NAME.py key=value … [--json]``. Its last line is one JSON
 document ``{"figures": {…}, "ratios": {…}, "hardware": …, "commit": …}``, which is also kept in
-``benchmarks/results/NAME.json``. Every ratio is theirs / ours in time: above 1, ours is faster.
+``benchmarks/results/NAME.json``; where arguments other than ``data`` and ``work`` are given, only
+with ``keep=true``, so that a smaller run does not take the place of the whole one.
+
+A ratio is theirs / ours in seconds, or in bytes where it is named ``memory``: above 1, ours is
+better. ``two_processes_vs_one`` is one process's seconds / two's, ``rebuild_vs_day`` those of a
+rebuild / a day's.
 """
 
 from __future__ import annotations
@@ -18,22 +23,38 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
+#: Arguments that change nothing of what is measured.
+_PLACES = {"data", "work"}
 
-def arguments() -> dict[str, str]:
-    """Return the ``key=value`` arguments of the command line.
 
-    ``--json`` is accepted and changes nothing: a benchmark always ends with its JSON document.
+def arguments(*known: str) -> dict[str, str]:
+    """Return the ``key=value`` arguments of the command line: the known ones, ``data``, ``keep``.
+
+    ``--json`` is accepted and changes nothing: a benchmark always ends with its JSON document. Nor
+    does ``data`` where no data is read: ``make bench`` gives all benchmarks the same arguments.
 
     Raises
     ------
     SystemExit
-        If an argument is not of that form.
+        If an argument is not of that form or not known.
     """
     given = [argument for argument in sys.argv[1:] if argument != "--json"]
     wrong = [argument for argument in given if "=" not in argument or argument.startswith("-")]
     if wrong:
         raise SystemExit(f"argument {wrong[0]!r} is not key=value; write it as in data=FOLDER")
-    return dict(argument.split("=", 1) for argument in given)
+    found = dict(argument.split("=", 1) for argument in given)
+    taken = (*known, "data", "keep")
+    for key in found:
+        if key not in taken:
+            raise SystemExit(f"there is no argument {key!r}; there are {', '.join(taken)}")
+    if found.get("keep", "true") != "true":
+        raise SystemExit(f"keep={found['keep']} is not keep=true; leave it out to keep nothing")
+    return found
+
+
+def is_kept(given: Mapping[str, str]) -> bool:
+    """Tell whether a run with these arguments takes the place of the result that is kept."""
+    return "keep" in given or given.keys() <= _PLACES
 
 
 def data_file(folder: Path, name: str, file: str) -> Path:
@@ -63,16 +84,25 @@ def commit() -> str:
     return f"{head}{'+' if _git('status', '--porcelain') else ''}" if head else "unknown"
 
 
-def report(name: str, figures: Mapping[str, object], ratios: Mapping[str, float]) -> None:
-    """Write ``benchmarks/results/{name}.json`` and print the same document as the last line."""
+def report(
+    name: str,
+    figures: Mapping[str, object],
+    ratios: Mapping[str, float],
+    given: Mapping[str, str],
+) -> None:
+    """Print the document as the last line, and keep it if a run with such arguments is kept."""
     document = {
         "figures": dict(figures),
         "ratios": dict(ratios),
         "hardware": hardware(),
         "commit": commit(),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    path = RESULTS / f"{name}.json"
+    if is_kept(given):
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n")
+    else:
+        print(f"{path} is left as it is, for arguments were given: to replace it, add keep=true")
     print(json.dumps(document), flush=True)
 
 

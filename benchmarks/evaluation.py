@@ -1,6 +1,6 @@
 """All metrics for 138,000 users × 100 recommendations, in a running Spark session.
 
-``python benchmarks/evaluation.py [users=138000] [master=local[2]]``
+``python benchmarks/evaluation.py [users=138000] [master=local[2]] [keep=true]``
 
 Made before the clock starts, and written to Parquet: lists of 100 of 26,744 items (the size of
 MovieLens 20M) by a skewed popularity, one held-out target a user with ranks under two models, and
@@ -103,7 +103,7 @@ def make_items(spark: SparkSession, folder: str) -> tuple[ItemCatalogue, ItemCat
 
 def main() -> None:
     """Make the input, run once on a little, then time the whole."""
-    given = arguments()
+    given = arguments("users", "master")
     num_users = int(given.get("users", 138_000))
     spark = get_session("benchmark-evaluation", master=given.get("master", "local[2]"))
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def main() -> None:
         "replicates": REPLICATES,
     }
     spark.stop()
-    report("evaluation", figures, {})
+    report("evaluation", figures, {}, given)
 
 
 if __name__ == "__main__":

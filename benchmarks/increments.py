@@ -1,6 +1,7 @@
 """Days delivered one by one against all at once: equal tables, a day's cost, SLIM's warm start.
 
-``python benchmarks/increments.py [events=3e6] [users=3e5] [items=1e4] [days=30] [work=FOLDER]``
+``python benchmarks/increments.py [events=3e6] [users=3e5] [items=1e4] [days=30] [work=FOLDER]
+[keep=true]``
 
 The first days are one delivery, the last ten come one by one. Then everything is made anew in the
 same lake, and from nothing in another: all tables have to be equal.
@@ -62,7 +63,7 @@ def fit(lake: Lake) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments("events", "users", "items", "days", "work")
     events, users, items, days = (
         int(float(given.get(key, default)))
         for key, default in (("events", 3e6), ("users", 3e5), ("items", 1e4), ("days", 30))
@@ -118,7 +119,7 @@ def main() -> None:
         "slim_cold": cold_fit | {"seconds": cold_seconds["fit_slim"]},
     }
     ratio = sum(rebuild.values()) / sum(day.values())
-    report("increments", figures, {"rebuild_vs_day": ratio})
+    report("increments", figures, {"rebuild_vs_day": ratio}, given)
     if sum(different.values()):
         raise SystemExit(f"tables differ: {different}")
 

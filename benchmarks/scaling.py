@@ -1,8 +1,8 @@
 """Seconds of every stage as the log grows thirtyfold, with users and items in proportion.
 
-``python benchmarks/scaling.py [least=3e5] [factors=1,3,10,30] [work=FOLDER]``
+``python benchmarks/scaling.py [least=3e5] [factors=1,3,10,30] [work=FOLDER] [keep=true]``
 
-Draws ``docs/scaling.png``.
+Draws ``docs/scaling.png`` if its result is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from common import REPOSITORY, arguments, report
+from common import REPOSITORY, arguments, is_kept, report
 from generated import configure, run_measured, write_log
 from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def draw(seconds: dict[int, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments("least", "factors", "work")
     least = int(float(given.get("least", 3e5)))
     factors = [int(factor) for factor in given.get("factors", "1,3,10,30").split(",")]
     work = Path(given.get("work") or tempfile.mkdtemp(prefix="recs-scaling-"))
@@ -74,8 +74,9 @@ def main() -> None:
         "users_per_event": 1 / EVENTS_A_USER,
         "items_per_event": 1 / EVENTS_AN_ITEM,
     }
-    report("scaling", figures, {})
-    draw(seconds, REPOSITORY / "docs" / "scaling.png")
+    report("scaling", figures, {}, given)
+    if is_kept(given):
+        draw(seconds, REPOSITORY / "docs" / "scaling.png")
 
 
 if __name__ == "__main__":

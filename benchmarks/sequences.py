@@ -1,6 +1,7 @@
 """Ingest, sequences and negatives of a large generated log, and DuckDB making the same sequences.
 
-``python benchmarks/sequences.py [events=2e7] [users=4e5] [items=1e5] [heavy=1e7] [work=FOLDER]``
+``python benchmarks/sequences.py [events=2e7] [users=4e5] [items=1e5] [heavy=1e7] [work=FOLDER]
+[keep=true]``
 
 All is done in one running Spark session by the stages that a user runs, in mode ``serve``; seconds
 are those of the ledger, commits included. DuckDB reads the same committed interactions and writes
@@ -80,7 +81,7 @@ def duckdb_sequences(lake: Lake, work: Path) -> float:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments("events", "users", "items", "heavy", "work")
     events, users, items, heavy = (
         int(float(given.get(key, default)))
         for key, default in (("events", 2e7), ("users", 4e5), ("items", 1e5), ("heavy", 1e7))
@@ -120,7 +121,8 @@ def main() -> None:
         _, seconds_with, peaks_with = run_measured(configure(work / "heavy", *overrides), MEASURED)
         figures |= {"seconds_with_heavy_user": seconds_with, "peak_gib_with_heavy_user": peaks_with}
         shutil.rmtree(work / "heavy")
-    report("sequences", figures, {"sequences_vs_duckdb": duckdb_seconds / seconds["sequences"]})
+    ratios = {"sequences_vs_duckdb": duckdb_seconds / seconds["sequences"]}
+    report("sequences", figures, ratios, given)
 
 
 if __name__ == "__main__":

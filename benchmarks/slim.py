@@ -1,6 +1,6 @@
 """SLIM on MovieLens 1M against fastslim 0.3.0 and scikit-learn's ElasticNet.
 
-    python benchmarks/slim.py data=FOLDER [l1=5] [l2=5] [sample=24] [--json]
+    python benchmarks/slim.py data=FOLDER [l1=5] [l2=5] [sample=24] [keep=true] [--json]
 
 FOLDER holds ``ml-1m-sasrec/ml-1m.txt.gz`` or is that folder. The training part is all but each
 user's last two events. All contenders minimise the same objective on the same matrix, on two
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ def recs_slim(a: sp.csr_matrix, l1: float, l2: float) -> tuple[sp.csc_matrix, di
         )
         source = Gram(np.concatenate(list(rows)))
         made = time.perf_counter()
-        diagonal = gram.diagonal(by_item)
+        diagonal = np.diff(by_item.indptr).astype(np.float64)
         parts = [np.arange(k, num_items, THREADS) for k in range(THREADS)]
         solved = list(
             pool.map(lambda p: solver.solve(source, diagonal, p, solver.Options(l1, l2)), parts)
@@ -129,6 +130,7 @@ def scikit_learn(a: sp.csr_matrix, l1: float, l2: float, items: np.ndarray) -> s
     from sklearn.linear_model import ElasticNet
 
     columns = a.tocsc()
+    of_thread = threading.local()  # a copy each, in which the item's own column is zeros
 
     def one(item: int) -> np.ndarray:
         model = ElasticNet(
@@ -138,9 +140,13 @@ def scikit_learn(a: sp.csr_matrix, l1: float, l2: float, items: np.ndarray) -> s
             fit_intercept=False,
             max_iter=10_000,
         )
-        others = columns.copy()
-        others.data[others.indptr[item] : others.indptr[item + 1]] = 0.0
-        return model.fit(others, columns[:, [item]].toarray().ravel()).coef_
+        if not hasattr(of_thread, "columns"):
+            of_thread.columns = columns.copy()
+        own = slice(*columns.indptr[item : item + 2])
+        of_thread.columns.data[own] = 0.0
+        weights = model.fit(of_thread.columns, columns[:, [item]].toarray().ravel()).coef_
+        of_thread.columns.data[own] = columns.data[own]
+        return weights
 
     with ThreadPoolExecutor(THREADS) as pool:
         return sp.csc_matrix(np.array(list(pool.map(one, items))).T)
@@ -159,7 +165,7 @@ def seconds(call: Callable[[], object]) -> tuple[float, object]:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments("l1", "l2", "sample")
     if "data" not in given:
         raise SystemExit("data=FOLDER is missing")
     a = load(Path(given["data"]))
@@ -213,7 +219,7 @@ def main() -> None:
         "job_vs_fastslim": fast_seconds / job_seconds,
         "solver_vs_sklearn": sklearn_seconds / times["seconds"],
     }
-    report("slim", figures, ratios)
+    report("slim", figures, ratios, given)
 
 
 def _csr(a: sp.csr_matrix) -> Csr:

@@ -1,6 +1,6 @@
 """SLIM's objective on all of MovieLens 100k against scikit-learn's ElasticNet, item by item.
 
-    python benchmarks/slim_objective.py data=FOLDER [l1=5] [l2=5] [--json]
+    python benchmarks/slim_objective.py data=FOLDER [l1=5] [l2=5] [keep=true] [--json]
 
 FOLDER holds ``ml-100k/u.data.gz`` or is that folder; every rating is an entry of 1.
 """
@@ -26,7 +26,7 @@ def load(folder: Path) -> sp.csr_matrix:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments("l1", "l2")
     if "data" not in given:
         raise SystemExit("data=FOLDER is missing")
     a = load(Path(given["data"]))
@@ -44,7 +44,7 @@ def main() -> None:
         "l2": l2,
         "sklearn_seconds": their_seconds,
     }
-    report("slim_objective", figures, {})
+    report("slim_objective", figures, {}, given)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python benchmarks/slim_scale.py [items=10000,100000,300000] [neighbours_items=1000000]
         [max_neighbours=100] [streamed_items=30000] [warm_items=100000] [budget_mb=1024]
-        [sample=200] [--json]
+        [sample=200] [keep=true] [--json]
 
 Events are generated: Zipf items in planted clusters, users of exponential activity, some 30 events
-each. Every size is solved by the Spark job, as the pipeline runs it, in one session on two cores:
-A and the table of G are written, all items are solved, and the result is written to parquet. A size
-of 0 leaves its part out.
+each. Every size is solved by the Spark job, as the pipeline runs it, on two cores, in a session of
+its own that has run a small job before: A and the table of G are written, all items are solved, and
+the result is written to parquet. A size of 0 leaves its part out.
 
 - ``peak_gib`` is the proportional set size (PSS) of the Python workers together, mapped files
   included, sampled while the job runs. ``idle_gib`` is what they take before any problem, with
@@ -176,7 +176,15 @@ def start_session(folder: Path) -> tuple[SparkSession, int]:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments(
+        "items",
+        "neighbours_items",
+        "max_neighbours",
+        "streamed_items",
+        "warm_items",
+        "budget_mb",
+        "sample",
+    )
     sizes = [int(size) for size in given.get("items", "10000,100000,300000").split(",")]
     neighbours_items = int(given.get("neighbours_items", 1_000_000))
     streamed_items = int(given.get("streamed_items", 30_000))
@@ -232,7 +240,7 @@ def main() -> None:
             log = generate(warm_items)
             figures |= warm_start(spark, log, folder / "warm", budget - idle)
         get_session().stop()
-    report("slim_scale", figures, {})
+    report("slim_scale", figures, {}, given)
 
 
 def streamed(log: Log, folder: Path, max_neighbours: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rows/s of both feeds, and examples/s of SASRec in recs and in RecTools.
 
-``python benchmarks/training.py [rows=2000000] [histories=4000] [threads=2] [work=FOLDER]``
+``python benchmarks/training.py [rows=2000000] [histories=4000] [threads=2] [work=FOLDER]
+[keep=true]``
 
 - Feeds: a training set of int32[50] histories, all of full length, read through once by each
   feed, batches of 512 made and thrown away; the files are in the page cache, as they are from the
@@ -203,7 +204,7 @@ def rectools_rate(items: np.ndarray, threads: int) -> float:
 
 
 def main() -> None:
-    given = arguments()
+    given = arguments("rows", "histories", "threads", "work")
     rows, histories, threads = (
         int(float(given.get(key, default)))
         for key, default in (("rows", 2_000_000), ("histories", 4_000), ("threads", 2))
@@ -225,7 +226,8 @@ def main() -> None:
     }
     one, two = (our_rate(small, work / f"{n}-processes", n, threads=1) for n in (1, 2))
     figures |= {"one_process_examples_per_s": one, "two_processes_examples_per_s": two}
-    report("training", figures, {"vs_best_peer": ours / theirs, "two_processes_vs_one": two / one})
+    ratios = {"vs_best_peer": ours / theirs, "two_processes_vs_one": two / one}
+    report("training", figures, ratios, given)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def tune_slim(
         raise ConfigError("mode serve holds nothing out; search with mode=backtest")
     lake = open_lake(settings, verbose=verbose)
     outcome = run_stages([INGEST, VOCABULARY, SPLIT, TUNE_SLIM], settings, lake)
-    trials = [trial.pop("settings") | trial for trial in read_trials(lake)]
+    done = outcome.finished[TUNE_SLIM.name]
+    trials = [trial.pop("settings") | trial for trial in read_trials(lake, done)]
     _print_rows(trials, ["l1", "l2", "protocol", "metric", "k", "value", "nonzeros", "seconds"])
     print(f"best: slim.l1={trials[0]['l1']} slim.l2={trials[0]['l2']}")
     if as_json:
@@ -138,7 +139,6 @@ def _tune_command(name: str) -> None:
         from pipelines.prepare import INGEST, SPLIT, VOCABULARY
         from pipelines.run import open_lake, read_trials, run_stages
         from pipelines.tune import TUNE_NETWORKS, check_spaces
-        from recs.runs import Ledger
 
         set_up_logging(verbose)
         settings = _load(config, [*(overrides or []), f"models={name}"])
@@ -146,10 +146,9 @@ def _tune_command(name: str) -> None:
         lake = open_lake(settings, verbose=verbose)
         prepared = [INGEST, VOCABULARY, SPLIT, SEQUENCES, POSITIVES, EXPORT]
         outcome = run_stages([*prepared, TUNE_NETWORKS], settings, lake)
-        trials = [trial.pop("settings") | trial for trial in read_trials(lake)]
+        done = outcome.finished[TUNE_NETWORKS.name]
+        trials = [trial.pop("settings") | trial for trial in read_trials(lake, done)]
         _print_rows(trials, [*space, "metric", "k", "value", "seconds"])
-        done = Ledger(lake).newest("tune_networks", outcome.run_id)
-        assert done is not None
         keys = [f"networks.{name}.{key}" for key in space]
         print("best: " + " ".join(f"{key}={done.details[key]}" for key in keys))
         print(f"model: {done.details[name]}")
@@ -176,10 +175,11 @@ def sequentiality(
     settings = _load(config, overrides)
     lake = open_lake(settings, verbose=verbose)
     outcome = run_stages([INGEST, VOCABULARY, SPLIT, SEQUENTIALITY], settings, lake)
-    losses = read_losses(lake)
+    done = outcome.finished[SEQUENTIALITY.name]
+    losses = read_losses(lake, done)
     rows = summary(losses)
     _print_rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
-    models = read_changes(lake, outcome.run_id)
+    models = read_changes(lake, done)
     if models:
         _print_rows(models, list(models[0]))
     plot = draw(settings, losses)
@@ -225,8 +225,10 @@ for _name, _summary in STAGE_COMMANDS.items():
 
 def _load(config: str, overrides: list[str] | None) -> Config:
     path = Path(config)
-    if not path.is_file() and (conf_folder() / path.name).is_file():
-        path = conf_folder() / path.name
+    shipped = conf_folder() / path.name
+    # Not for a path of one's own that is not there: another file would run in its place.
+    if not path.is_file() and path in (Path(path.name), Path("conf", path.name)):
+        path = shipped if shipped.is_file() else path
     return load_config(path, overrides)
 
 

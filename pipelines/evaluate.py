@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from functools import reduce
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.prepare import read_histories
+from pipelines.recommend import require_lists
 from recs.config import Config, Gate
 from recs.data.histories import with_targets
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
+from recs.lake import LakeError
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
@@ -29,9 +31,14 @@ class GateFailed(RuntimeError):
 def run_evaluate(job: Job) -> None:
     """Rank and judge what was held out, then derive every metric from that and the lists."""
     settings = job.config.evaluate
+    require_targets(job)
+    versions = {name: MODELS[name].version(job) for name in job.config.models}
+    require_lists(job, versions)
+    version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
+    version = version[F.col("model")]
     folder = join(job.work_folder, "catalogue")
     catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
-    ranks, judgements = _measured_users(job, catalogue)
+    ranks, judgements = _measured_users(job, catalogue, version)
     job.write("ranks", reduce(DataFrame.unionByName, ranks))
     totals = sum_ranks(
         job.read("ranks"),
@@ -40,7 +47,6 @@ def run_evaluate(job: Job) -> None:
         replicates=settings.bootstrap,
         seed=job.config.seed,
     )
-    versions = job.read("ranks").select("model", "model_version").distinct()
     metrics = totals.metrics(job.spark)
     lists = job.read("recommendations").where(F.col("model").isin(*job.config.models))
     metrics = metrics.unionByName(
@@ -58,12 +64,30 @@ def run_evaluate(job: Job) -> None:
         job.write("judgements", reduce(DataFrame.unionByName, judgements))
         found = relevance_metrics(job.read("judgements"), settings.split)
         metrics = metrics.unionByName(found)
-    job.write("metrics", metrics.join(F.broadcast(versions), "model"))
+    job.write("metrics", metrics.withColumn("model_version", version))
     if settings.baseline in job.config.models:
         job.write("metric_differences", totals.differences(job.spark, settings.baseline))
 
 
-def _measured_users(job: Job, catalogue: ItemCatalogue) -> tuple[list[DataFrame], list[DataFrame]]:
+def require_targets(job: Job) -> None:
+    """Refuse to measure where nothing is held out.
+
+    Raises
+    ------
+    LakeError
+        If the split that is evaluated has no positive event.
+    """
+    name = job.config.evaluate.split
+    if job.read("interactions").where(F.col("positive") & (F.col("split") == name)).isEmpty():
+        raise LakeError(
+            f"no positive event is held out as {name}: mend `split` in the config, and run the "
+            "stages from split on again"
+        )
+
+
+def _measured_users(
+    job: Job, catalogue: ItemCatalogue, version: Column
+) -> tuple[list[DataFrame], list[DataFrame]]:
     """Return ranks under every protocol, and judgements where they are asked for.
 
     Models that read the same of a history share a pass.
@@ -75,12 +99,9 @@ def _measured_users(job: Job, catalogue: ItemCatalogue) -> tuple[list[DataFrame]
     recommenders: dict[str, Recommender] = {
         name: MODELS[name].open(job) for name in job.config.models
     }
-    versions = {name: MODELS[name].version(job) for name in job.config.models}
-    version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
 
     def of_model(found: DataFrame) -> DataFrame:
-        columns = {"model_version": version[F.col("model")], "split": F.lit(settings.split)}
-        return found.withColumns(columns)
+        return found.withColumns({"model_version": version, "split": F.lit(settings.split)})
 
     ranks, judgements = [], []
     for values, names in by_values.items():

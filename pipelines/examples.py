@@ -28,7 +28,7 @@ def run_negatives(job: Job) -> None:
     """Draw the negatives of all positive events that models are fitted on."""
     settings = job.config.negatives or Negatives()
     items = None
-    if settings.rules:
+    if settings.rules and job.run.has("items"):
         items = job.read("items").join(job.read("item_ids").select("item", "item_id"), "item")
     drawn = negatives.negatives(
         job.read("interactions"),

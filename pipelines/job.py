@@ -13,7 +13,7 @@ from recs.config import Config
 from recs.lake import Lake, LakeError, Write
 from recs.runs import Finished, Ledger, Run
 from recs.schema import TABLES
-from recs.storage import remove_tree
+from recs.storage import folder_name, remove_tree
 
 log = logging.getLogger("recs")
 
@@ -41,8 +41,16 @@ class Job:
     @property
     def work_folder(self) -> str:
         """Folder of working files of this attempt; removed when it ends."""
-        attempt = f"{self.run.run_id}-{self.run.stage}-{self.run.attempt}"
-        return self.lake.location.work(self.config.mode, attempt)
+        return self._work_folder(self.run.attempt)
+
+    def _work_folder(self, attempt: int) -> str:
+        name = folder_name(f"{self.run.run_id}-{self.run.stage}-{attempt}")
+        return self.lake.location.work(self.config.mode, name)
+
+    def remove_left_over(self) -> None:
+        """Remove the working files of earlier attempts, which were killed."""
+        for attempt in range(1, self.run.attempt):
+            remove_tree(self._work_folder(attempt))
 
     @property
     def fit_splits(self) -> tuple[str, ...]:
@@ -167,6 +175,7 @@ def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished
     run = Run(lake, stage.name, run_id, config_hash, shared=stage.shared, rebuild=config.rebuild)
     with run:
         job = Job(config, run)
+        job.remove_left_over()
         try:
             stage.work(job)
         finally:

@@ -16,8 +16,9 @@ from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
 from pipelines.networks import NETWORK_TABLES, TRAIN, embedded_version, open_network
-from recs.config import NETWORKS, Slim
+from recs.config import NETWORKS, ConfigError, Slim
 from recs.data import histories
+from recs.lake import LakeError
 from recs.matrix import write_csr
 from recs.ranking.popularity import write_popularity
 from recs.ranking.scoring import Recommender
@@ -48,7 +49,8 @@ class PipelineModel:
 
 def _newest_run(stage: str, job: Job) -> str:
     fitted = Ledger(job.lake).newest(stage)
-    assert fitted is not None
+    if fitted is None:
+        raise LakeError(f"no finished run has fitted it: run the stage {stage} first")
     return fitted.run_id
 
 
@@ -59,8 +61,11 @@ def fit_popularity(job: Job) -> None:
         F.col("positive") & F.col("split").isin(*job.fit_splits)
     )
     if days is not None:
-        # One row; data without times has none that is recent.
-        latest = events.agg(F.max("timestamp").alias("latest"))
+        latest = events.agg(F.max("timestamp").alias("latest"))  # one row
+        if latest.where("latest IS NOT NULL").isEmpty():
+            raise ConfigError(
+                f"popularity.days={days} needs times, and no event has one: leave it out"
+            )
         recent = F.col("timestamp") > F.col("latest") - F.make_dt_interval(days=F.lit(days))
         events = events.join(F.broadcast(latest), recent)
     counts = events.groupBy("item_id").agg(F.count("*").cast("float").alias("score"))
@@ -79,7 +84,7 @@ def fit_slim(job: Job) -> None:
     """Solve SLIM for every item; nothing is written unless all have converged."""
     settings = job.config.slim
     rows = histories.positives(job.read("interactions"), job.fit_splits, settings.values)
-    warm = _weights(job) if settings.warm_start and job.run.has("item_weights") else None
+    warm = _weights(job) if settings.warm_start and _may_start_from_last(job) else None
     num_items = job.num_items()
     fits = fit(
         rows,
@@ -97,6 +102,15 @@ def fit_slim(job: Job) -> None:
     job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
     fits.unpersist()
     job.note_splits(job.fit_splits)
+
+
+def _may_start_from_last(job: Job) -> bool:
+    """Tell whether the last weights know of no event that these must not know.
+
+    Items that still fit keep their weights as they are.
+    """
+    last = Ledger(job.lake).newest("fit_slim")
+    return last is not None and set(job.splits_of(last)) <= set(job.fit_splits)
 
 
 def slim_options(settings: Slim) -> Options:

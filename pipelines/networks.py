@@ -44,20 +44,26 @@ def run_export(job: Job) -> None:
     by_hash = F.xxhash64(F.lit(config.seed), "user_id")
     types = job.read("event_type_ids").collect()
     positive = [name for name, kind in events.types.items() if kind.polarity == "positive"]
-    export.export(
-        train,
-        measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
-        job.read("user_positives").select("user_id", liked.alias("items")),
-        catalogue(interactions, job.read("item_ids"), splits, config.split.recommendable),
-        job.lake.location.training_set(config.mode, job.run.run_id),
-        tables=job.run.inputs,
-        num_users=num_users,
-        num_items=num_items,
-        event_type_ids={row["event_type"]: row["event_type_id"] for row in types},
-        positive=positive,
-        lanes=config.export.lanes,
-        seed=config.seed,
-    )
+    folder = job.lake.location.training_set(config.mode, job.run.run_id)
+    remove_tree(folder)  # what a killed attempt has left
+    try:
+        export.export(
+            train,
+            measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
+            job.read("user_positives").select("user_id", liked.alias("items")),
+            catalogue(interactions, job.read("item_ids"), splits, config.split.recommendable),
+            folder,
+            tables=job.run.inputs,
+            num_users=num_users,
+            num_items=num_items,
+            event_type_ids={row["event_type"]: row["event_type_id"] for row in types},
+            positive=positive,
+            lanes=config.export.lanes,
+            seed=config.seed,
+        )
+    except BaseException:
+        remove_tree(folder)
+        raise
     job.note_splits(splits)
     job.run.after_commit(lambda: _remove_old_sets(job))
 

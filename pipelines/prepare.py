@@ -13,20 +13,40 @@ from pyspark.sql import functions as F
 from pipelines.job import Job, Stage
 from recs.config import NETWORKS
 from recs.data import entities, histories, ingest, split, vocabulary
+from recs.lake import LakeError
 from recs.runs import Ledger
-from recs.storage import copy_tree, remove_tree
+from recs.storage import copy_tree, folder_name, join, keep_in_folder, remove_tree
 
 log = logging.getLogger("recs")
 
 
 def run_ingest(job: Job) -> None:
     """Read what is new of the events, and items, users and candidate lists as they are now."""
+    checkpoint = folder_name(f"{job.run.run_id}-{job.run.attempt}")
+    all_runs = job.lake.location.work("checkpoints")
+    folder = join(all_runs, checkpoint)
+    try:
+        _read_events(job, folder)
+        _entities(job)
+    except BaseException:
+        remove_tree(folder)
+        raise
+    # By its name, for a lake may be moved or copied.
+    job.run.details["checkpoint"] = checkpoint
+    job.run.after_commit(lambda: keep_in_folder(all_runs, checkpoint))
+
+
+def _read_events(job: Job, checkpoints: str) -> None:
     config, run = job.config, job.run
-    last = Ledger(job.lake).newest("ingest")
-    checkpoints = job.lake.location.work("checkpoints", f"{run.run_id}-{run.attempt}")
     remove_tree(checkpoints)
+    last = Ledger(job.lake).newest("ingest")
     if last is not None:
-        copy_tree(last.details["checkpoints"], checkpoints)
+        known = job.lake.location.work("checkpoints", last.details["checkpoint"])
+        if not copy_tree(known, checkpoints):
+            raise LakeError(
+                f"{known} is missing, where run {last.run_id} has noted which files were read: put "
+                "it back from a copy of the lake, or take a new root"
+            )
     run.keep("events")
     run.keep("quarantine")
     counts = ingest.Counts(0, {}, {})
@@ -53,24 +73,20 @@ def run_ingest(job: Job) -> None:
         folder = ingest.checkpoint_folder(checkpoints, path)
         ingest.each_new_batch(job.spark, source, path, folder, handle)
     counts.require(config.events.max_reject_share)
-    run.details["checkpoints"] = checkpoints
     run.details["rejected"] = json.dumps(counts.rejected)
     level = logging.WARNING if counts.rejected else logging.INFO
     log.log(level, "events read", extra={"accepted": counts.accepted, **counts.rejected})
-    if last is not None:
-        run.after_commit(lambda: remove_tree(last.details["checkpoints"]))
-    _entities(job)
 
 
 def _entities(job: Job) -> None:
     config = job.config
     for item_source in config.items:
         new = entities.items(job.spark, item_source, config.locate(item_source))
-        old = job.read("items") if job.run.has("items") else None
+        old = job.read("items") if job.run.rows_before("items") else None
         job.write("items", entities.newest(old, new, "item"))
     for user_source in config.users:
         new = entities.users(job.spark, user_source, config.locate(user_source))
-        old = job.read("users") if job.run.has("users") else None
+        old = job.read("users") if job.run.rows_before("users") else None
         job.write("users", entities.newest(old, new, "user"))
     lists = [
         entities.candidate_lists(job.spark, source, config.locate(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import reduce
 
 from pyspark.sql import DataFrame
@@ -10,9 +11,13 @@ from pyspark.sql import functions as F
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.prepare import read_histories
+from recs.lake import LakeError
 from recs.ranking.files import write_catalogue
 from recs.ranking.jobs import recommend
+from recs.runs import Ledger
 from recs.storage import join
+
+_LISTED = "listed"  # a detail of runs: the fit of each model
 
 
 def run_recommend(job: Job) -> None:
@@ -21,7 +26,7 @@ def run_recommend(job: Job) -> None:
     folder = join(job.work_folder, "catalogue")
     catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
     fallback = MODELS["popularity"].open(job)
-    lists = []
+    lists, versions = [], {}
     for name in job.config.models:
         model = MODELS[name]
         found = recommend(
@@ -32,13 +37,35 @@ def run_recommend(job: Job) -> None:
             why=settings.why,
             fallback=None if name == "popularity" else fallback,
         )
-        lists.append(found.withColumn("model_version", F.lit(model.version(job))))
+        versions[name] = model.version(job)
+        lists.append(found.withColumn("model_version", F.lit(versions[name])))
     numbered = reduce(DataFrame.unionByName, lists)
     named = numbered.join(job.read("item_ids").select("item", "item_id"), "item_id")
     job.write(
         "recommendations",
         named.join(job.read("user_ids").select("user", "user_id"), "user_id"),
     )
+    job.run.details[_LISTED] = json.dumps(versions)
+    job.note_splits(job.fit_splits)
+
+
+def require_lists(job: Job, versions: dict[str, str]) -> None:
+    """Refuse lists that other fits of the models have made than ``versions``.
+
+    Raises
+    ------
+    LakeError
+        If a model has no list, or that of another fit or ``evaluate.split``.
+    """
+    made = Ledger(job.lake).newest("recommend")
+    listed = {} if made is None else json.loads(made.details[_LISTED])
+    for name, version in versions.items():
+        if listed.get(name) != version:
+            raise LakeError(
+                f"the lists of {name} are not of its last fit (run {version}): run the stage "
+                "recommend again, with it among models"
+            )
+    job.require_fitted("recommend")
 
 
 RECOMMEND = Stage(

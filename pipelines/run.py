@@ -21,7 +21,7 @@ from pipelines.sequentiality import SEQUENTIALITY
 from pipelines.tune import TUNE_NETWORKS, TUNE_SLIM
 from recs.config import Config
 from recs.lake import Lake, Location
-from recs.runs import Ledger, new_run_id
+from recs.runs import Finished, Ledger, new_run_id
 from recs.schema import MODES, TABLES
 from recs.session import get_session
 
@@ -57,6 +57,8 @@ class Outcome:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    #: The run of each stage, now or, where it was not run again, before.
+    finished: dict[str, Finished] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of the command line."""
@@ -109,10 +111,11 @@ def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
         for stage in stages:
             with progress.stage(stage.name):
                 finished = run_stage(stage, lake, config, outcome.run_id)
+            outcome.finished[stage.name] = finished
             outcome.seconds[stage.name] = round(finished.seconds, 3)
     outcome.tables = table_versions(lake)
     if EVALUATE in stages:
-        outcome.metrics = read_metrics(lake)
+        outcome.metrics = read_metrics(lake, outcome.finished[EVALUATE.name])
     return outcome
 
 
@@ -149,17 +152,17 @@ def list_tables(lake: Lake) -> list[dict[str, Any]]:
     return listed
 
 
-def read_trials(lake: Lake) -> list[dict[str, Any]]:
-    """Return the trials of the newest search, best first."""
-    version = Ledger(lake).versions()[lake.key("trials")]
-    rows = lake.load("trials", version).drop("run_id").orderBy(F.desc("value"))
-    return [row.asDict() for row in rows.collect()]
+def read_trials(lake: Lake, search: Finished) -> list[dict[str, Any]]:
+    """Return the trials of a search, best first."""
+    rows = lake.load("trials", search.outputs[lake.key("trials")]).drop("run_id")
+    ordered = rows.orderBy(F.desc("value"), F.to_json("settings"))
+    return [row.asDict() for row in ordered.collect()]
 
 
-def read_metrics(lake: Lake) -> list[dict[str, Any]]:
-    """Return the metrics over all users of the newest evaluation."""
-    version = Ledger(lake).versions()[lake.key("metrics")]
-    rows = lake.load("metrics", version).where(F.col("slice") == "all")
+def read_metrics(lake: Lake, evaluation: Finished) -> list[dict[str, Any]]:
+    """Return the metrics over all users of an evaluation."""
+    rows = lake.load("metrics", evaluation.outputs[lake.key("metrics")])
+    rows = rows.where(F.col("slice") == "all")
     names = ["model", "protocol", "split", "metric", "k", "value", "lower", "upper", "users"]
     ordered = rows.orderBy("protocol", "metric", "k", "model")
     return [row.asDict() for row in ordered.select(*names).collect()]

@@ -23,7 +23,7 @@ from recs.lake import Lake
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank, recommend
 from recs.ranking.protocols import RankingProtocol
-from recs.runs import Ledger
+from recs.runs import Finished
 from recs.storage import join
 from recs.training import embed
 
@@ -39,7 +39,8 @@ def run_sequentiality(job: Job) -> None:
         seed=job.config.seed,
     )
     job.write_rows("sequentiality", [asdict(loss) for loss in found])
-    embedded = _embedded(job)
+    # Mode serve holds nothing out, by which networks could be measured.
+    embedded = _embedded(job) if job.config.mode == "backtest" else {}
     if embedded:
         changes = _changes(job, embedded)
         job.write_rows("model_sequentiality", [asdict(change) for change in changes])
@@ -73,9 +74,12 @@ def _changes_of(
     settings, seed = job.config.sequentiality, job.config.seed
     model, folder = open_network(name, job), model_folder(job, name, trained)
     users = with_targets(
-        read_histories(job, name), job.read("interactions"), job.config.evaluate.split
+        read_histories(job, name),
+        job.read("interactions"),
+        job.config.evaluate.split,
+        shown=job.config.events.shown,
     )
-    users = job.persist(users)
+    users = job.persist(users.where(F.size("targets") > 0))
 
     def measured(users: DataFrame) -> tuple[dict[str, Row], DataFrame]:
         ranks = rank(users, [model], RankingProtocol("full"), catalogue=catalogue)
@@ -110,13 +114,12 @@ def _changes_of(
     return changes
 
 
-def read_changes(lake: Lake, run_id: str) -> list[dict[str, Any]]:
+def read_changes(lake: Lake, done: Finished) -> list[dict[str, Any]]:
     """Return, for each network, the means over the shuffles of a run; none where none is trained.
 
     ``change`` is shuffled_ndcg / ndcg − 1.
     """
-    done = Ledger(lake).newest("sequentiality", run_id)
-    if done is None or lake.key("model_sequentiality") not in done.outputs:
+    if lake.key("model_sequentiality") not in done.outputs:
         return []
     version = done.outputs[lake.key("model_sequentiality")]
     measures = ("ndcg", "shuffled_ndcg", "hr", "shuffled_hr", "jaccard")
@@ -131,9 +134,9 @@ def read_changes(lake: Lake, run_id: str) -> list[dict[str, Any]]:
     return [row.asDict() for row in rows.orderBy("model").collect()]
 
 
-def read_losses(lake: Lake) -> list[Loss]:
-    """Return the newest committed losses, by items and shuffle."""
-    version = Ledger(lake).versions()[lake.key("sequentiality")]
+def read_losses(lake: Lake, done: Finished) -> list[Loss]:
+    """Return the losses that a run has counted, by items and shuffle."""
+    version = done.outputs[lake.key("sequentiality")]
     rows = lake.load("sequentiality", version).drop("run_id").orderBy("items", "shuffle")
     return [Loss(**row.asDict()) for row in rows.collect()]
 

@@ -12,6 +12,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.evaluate import require_targets
 from pipelines.job import Job, Stage
 from pipelines.models import open_weights, slim_options
 from pipelines.networks import networks_of, newest_export, training_job
@@ -22,8 +23,15 @@ from recs.evaluation.ranks import sum_ranks
 from recs.ranking.files import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
-from recs.slim.fit import item_weights, prepare, require_converged, solve, write_weights
-from recs.storage import join
+from recs.slim.fit import (
+    NotConverged,
+    item_weights,
+    prepare,
+    require_converged,
+    solve,
+    write_weights,
+)
+from recs.storage import join, remove_tree
 from recs.training.dataset import open_training_set
 from recs.training.launch import launch
 from recs.training.space import Tune, Value
@@ -35,9 +43,17 @@ def run_tune_slim(job: Job) -> None:
     """Fit every (λ, β) of the grid on training events and measure it on validation events.
 
     From the strongest regularisation to the weakest, each trial starts from the weights of the one
-    before: the solution is the same, the way to it shorter.
+    before: the solution is the same, the way to it shorter. One that does not converge counts as 0.
+
+    Raises
+    ------
+    LakeError
+        If nothing is held out to measure trials by.
+    NotConverged
+        If no trial has converged.
     """
     settings, grid = job.config.slim, job.config.tune_slim
+    require_targets(job)
     interactions, num_items = job.read("interactions"), job.num_items()
     problem = prepare(
         histories.positives(interactions, job.fit_splits, settings.values),
@@ -52,10 +68,14 @@ def run_tune_slim(job: Job) -> None:
     )
     catalogue = write_catalogue(seen, join(job.work_folder, "catalogue"), num_items)
     users = histories.with_targets(
-        read_histories(job, settings.values), interactions, job.config.evaluate.split
+        read_histories(job, settings.values),
+        interactions,
+        job.config.evaluate.split,
+        shown=job.config.events.shown,
     )
     users = job.persist(users)
     trials: list[dict[str, Any]] = []
+    failures: list[str] = []
     warm = None
     for number, (l1, l2) in enumerate(
         itertools.product(sorted(grid.l1, reverse=True), sorted(grid.l2, reverse=True))
@@ -68,11 +88,17 @@ def run_tune_slim(job: Job) -> None:
             slim_options(settings)._replace(l1=l1, l2=l2, warm_tolerance=None),
             warm_start=warm,
         ).persist()
-        require_converged(fits)
-        weights = item_weights(fits)
-        warm = write_weights(weights, join(folder, "warm"), num_items=num_items)
-        value, measured = _measure(job, users, weights, folder, catalogue)
-        nonzeros = fits.agg(F.sum("nonzeros")).collect()[0][0]
+        value, measured, nonzeros, failure = 0.0, 0, None, None
+        try:
+            require_converged(fits)
+        except NotConverged as error:
+            failure = str(error)
+            failures.append(f"l1={l1}, l2={l2}: {failure}")
+        else:
+            weights = item_weights(fits)
+            warm = write_weights(weights, join(folder, "warm"), num_items=num_items)
+            value, measured = _measure(job, users, weights, folder, catalogue)
+            nonzeros = fits.agg(F.sum("nonzeros")).collect()[0][0]
         fits.unpersist()
         trials.append(
             {
@@ -88,7 +114,9 @@ def run_tune_slim(job: Job) -> None:
                 "seconds": time.monotonic() - started,
             }
         )
-        log.info("trial", extra={"l1": l1, "l2": l2, grid.metric: value})
+        log.info("trial", extra={"l1": l1, "l2": l2, grid.metric: value, "failure": failure})
+    if len(failures) == len(trials):
+        raise NotConverged(f"no trial of slim has converged; the first, {failures[0]}")
     job.write_rows("trials", trials)
 
 
@@ -167,6 +195,8 @@ def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:
             "choose a split that holds some out"
         )
     best, *_ = trials = search(training, tune, partial(launch, job.spark))
+    trained = training.model_copy(update={"folder": best.folder})
+    job.run.after_commit(lambda: remove_tree(trained.checkpoints))
     job.run.details[name] = join(best.folder, "model")
     for key, value in best.settings.items():
         job.run.details[f"networks.{name}.{key}"] = _as_override(value)

@@ -7,13 +7,11 @@ missing path is refused here, before Spark starts.
 from __future__ import annotations
 
 import difflib
-import glob
 import hashlib
 import json
 import os
-import re
-from collections.abc import Collection
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -29,7 +27,15 @@ from pydantic import (
 
 from recs.nn.models import MODELS
 from recs.settings import Strict
-from recs.storage import StorageError, check_uri, join, redact_text
+from recs.storage import (
+    StorageError,
+    check_uri,
+    has_scheme,
+    join,
+    may_exist,
+    redact,
+    redact_text,
+)
 from recs.training.settings import Network, Processes
 from recs.training.space import Tune
 
@@ -59,36 +65,54 @@ ModelName = Annotated[str, _one_of(MODEL_NAMES, "model")]
 NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 
 
+def _utc(moment: datetime) -> datetime:
+    """Return a time without zone, which is UTC."""
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+#: A time in UTC; given with a zone it is converted.
+Moment = Annotated[datetime, AfterValidator(_utc)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Source(Strict):
-    """Files or a table to read.
+class Delivery(Strict):
+    """Where something to read lies.
 
     Attributes
     ----------
     path
         One path, or several of which the first that exists is read; relative paths are looked up
         in the data folder, with and without ``.gz``. A folder is read whole, with its subfolders.
-    format
-        ``csv`` (any separator), ``jsonl``, ``parquet`` or ``delta``.
-    fields
-        Names of the columns of a csv file, in order; None takes them from its first line.
     """
 
     path: str | list[str]
-    format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
-    separator: str = ","
-    quote: str = '"'
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    fields: list[str] | None = None
 
     @property
     def paths(self) -> list[str]:
         """The alternatives of ``path``."""
         return [self.path] if isinstance(self.path, str) else self.path
+
+
+class Source(Delivery):
+    """Files or a table to read.
+
+    Attributes
+    ----------
+    format
+        ``csv`` (any separator), ``jsonl``, ``parquet`` or ``delta``.
+    quote
+        Around values of a csv file that hold separators; doubled, it stands for itself.
+    fields
+        Names of the columns of a csv file, in order; None takes them from its first line.
+    """
+
+    format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
+    separator: str = ","
+    quote: str = '"'
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    fields: list[str] | None = None
 
 
 class EventColumns(Strict):
@@ -143,7 +167,7 @@ class Events(Strict):
     sources: list[EventSource] = Field(min_length=1)
     types: dict[str, EventType] = {"view": EventType()}
     default_type: str = "view"
-    floor: datetime = datetime(1990, 1, 1)
+    floor: Moment = datetime(1990, 1, 1)
     allowed_skew_hours: NonNegative = 24.0
     max_reject_share: Share = 0.1
 
@@ -161,10 +185,10 @@ class Events(Strict):
         return self
 
 
-class CandidateSource(Source):
+class CandidateSource(Delivery):
     """Candidate lists in NCF's form: ``(user,item)`` and its candidates, tab separated."""
 
-    format: Literal["ncf"] = "ncf"  # type: ignore[assignment]
+    format: Literal["ncf"] = "ncf"
 
 
 class ItemSource(Source):
@@ -211,8 +235,8 @@ class Split(Strict):
     """
 
     method: Literal["leave_one_out", "global_time", "random", "files"] = "leave_one_out"
-    validation_from: datetime | None = None
-    test_from: datetime | None = None
+    validation_from: Moment | None = None
+    test_from: Moment | None = None
     held_out_per_user: PositiveInt = 1
     min_user_events: PositiveInt = 1
     min_item_events: PositiveInt = 1
@@ -223,8 +247,15 @@ class Split(Strict):
 
     @model_validator(mode="after")
     def _times_are_given(self) -> Split:
-        if self.method == "global_time" and not (self.validation_from and self.test_from):
+        if self.method != "global_time":
+            return self
+        if not (self.validation_from and self.test_from):
             raise ValueError("method global_time needs validation_from and test_from")
+        if self.validation_from >= self.test_from:
+            raise ValueError(
+                f"validation_from {self.validation_from} is not before test_from {self.test_from}: "
+                "exchange them"
+            )
         return self
 
 
@@ -418,7 +449,7 @@ class Evaluate(Strict):
 
     split: Literal["validation", "test"] = "test"
     protocols: list[Literal["full", "uniform100", "popularity100", "given", "relevance"]] = ["full"]
-    ks: list[PositiveInt] = [1, 5, 10, 20]
+    ks: list[PositiveInt] = Field(default=[1, 5, 10, 20], min_length=1)
     ties: Literal["against", "half"] = "against"
     bootstrap: PositiveInt = 200
     baseline: ModelName = "popularity"
@@ -435,8 +466,8 @@ class Evaluate(Strict):
 class TuneSlim(Strict):
     """The grid that ``recs tune slim`` searches on validation events."""
 
-    l1: list[NonNegative] = [1.0, 2.0, 5.0, 10.0]
-    l2: list[NonNegative] = [1.0, 10.0, 100.0, 500.0]
+    l1: list[NonNegative] = Field(default=[1.0, 2.0, 5.0, 10.0], min_length=1)
+    l2: list[NonNegative] = Field(default=[1.0, 10.0, 100.0, 500.0], min_length=1)
     protocol: Literal["full", "uniform100", "popularity100"] = "full"
     metric: Literal["ndcg", "hr", "mrr"] = "ndcg"
     k: PositiveInt = 10
@@ -461,7 +492,7 @@ class Config(Strict):
     catalog: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$")
     mode: Literal["backtest", "serve"] = "backtest"
     seed: int = 42
-    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:+-]{1,100}$")
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}$")
     rebuild: bool = Field(False, description="make all tables anew instead of extending them")
     data: str | None = None
     folder: str | None = Field(None, description="subfolder of data, where data holds several sets")
@@ -493,9 +524,9 @@ class Config(Strict):
     @classmethod
     def _networks_are_named(cls, values: Any) -> Any:
         """Give each network of ``models`` its section, so that settings are where one looks."""
-        models = values.get("models", []) if isinstance(values, dict) else []
+        models = values.get("models") if isinstance(values, dict) else None
         names = models.split(",") if isinstance(models, str) else models
-        asked = [name.strip() for name in names]
+        asked = [str(name).strip() for name in names] if isinstance(names, list) else []
         known: dict[str, Any] = {name: {} for name in asked if name in NETWORKS}
         return {**values, "networks": known | (values.get("networks") or {})} if known else values
 
@@ -512,6 +543,15 @@ class Config(Strict):
             raise ValueError(
                 "export.hold_out: false trains on the newest events of each user: leave out "
                 "sequences.stride and sequences.session_gap_minutes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_are_given(self) -> Config:
+        if "given" in self.evaluate.protocols and not self.candidates:
+            raise ValueError(
+                "evaluate.protocols names 'given', but there are no candidates: give their source, "
+                "or leave it out"
             )
         return self
 
@@ -538,7 +578,7 @@ class Config(Strict):
                 check_uri(value)
             except StorageError as error:
                 raise ValueError(str(error)) from error
-            if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", value):
+            if not has_scheme(value):
                 value = os.path.abspath(os.path.expanduser(value))
         return value
 
@@ -551,10 +591,10 @@ class Config(Strict):
         values = {key: _pick(whole, key.split(".")) for key in keys}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
-    def locate(self, source: Source) -> str:
+    def locate(self, source: Delivery) -> str:
         """Return the path of a source: the first of its alternatives that exists.
 
-        Remote paths are returned as they are; Spark tells if they are missing.
+        Of remote paths the first is returned as it is; Spark tells if it is missing.
 
         Raises
         ------
@@ -562,18 +602,14 @@ class Config(Strict):
             If a local path does not exist.
         """
         tried = []
+        bases = [self.data] if self.data else []
+        if self.data and self.folder:
+            bases.insert(0, join(self.data, self.folder))
         for path in source.paths:
-            if re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", path):
-                return check_uri(path)
-            bases = [self.data] if self.data else []
-            if self.data and self.folder:
-                bases.insert(0, join(self.data, self.folder))
-            for base in bases if not os.path.isabs(path) else [""]:
-                full = join(base, path) if base else path
-                if "://" in full:
-                    return full
+            whole = has_scheme(path) or os.path.isabs(path)
+            for full in [path] if whole else [join(base, path) for base in bases]:
                 for name in (full, full + ".gz"):
-                    if glob.glob(name):
+                    if may_exist(check_uri(name)):
                         return name
                 tried.append(full)
         if not self.data and not tried:
@@ -613,6 +649,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(
             f"config {path} must hold keys and values, it holds {type(values).__name__}"
         )
+    # A section all of whose keys are commented out is not there.
+    values = {key: value for key, value in values.items() if value is not None}
     values.setdefault("name", path.stem)
     for override in overrides or []:
         _apply(values, override)
@@ -622,9 +660,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from error
-    for source in (*config.events.sources, *config.items, *config.users, *config.candidates):
+    for source in (*config.items, *config.users, *config.candidates):
         config.locate(source)
+    _require_different([config.locate(source) for source in config.events.sources])
     return config
+
+
+def _require_different(paths: Sequence[str]) -> None:
+    """Refuse a path that two sources of events read: the second would find nothing new in it."""
+    for number, path in enumerate(paths):
+        first = paths.index(path)
+        if first < number:
+            raise ConfigError(
+                f"events.sources.{first} and events.sources.{number} both read {redact(path)}: "
+                "give each its own files"
+            )
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -634,12 +684,28 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = values
     for parent in parents:
-        node = (
-            node.setdefault(parent, {}) if isinstance(node, dict) else _element(node, parent, key)
-        )
+        node = _child(node, parent) if isinstance(node, dict) else _element(node, parent, key)
     if not isinstance(node, dict):
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} holds no keys")
-    node[last] = text if key in ("root", "data", "run_id", "name") else yaml.safe_load(text)
+    try:
+        node[last] = text if _is_plain(last, text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {override!r}: {text!r} is no YAML; give a number, a word or [a, list]"
+        ) from error
+
+
+def _is_plain(key: str, text: str) -> bool:
+    """Tell whether the value of an override is the text itself, even where YAML reads another."""
+    if key in ("separator", "quote"):
+        return len(text) < 3 or text[0] not in "'\""
+    return key in ("root", "data", "run_id", "name")
+
+
+def _child(node: dict[str, Any], key: str) -> Any:
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
 
 
 def _element(node: Any, index: str, key: str) -> Any:
@@ -657,10 +723,18 @@ def _explain(path: Path, error: ValidationError) -> str:
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
             lines.append(f"unknown key {where!r}; the nearest known key is {near[0]!r}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-            lines.append(f"key {where!r}: {message}{given}")
+            key = f"key {where!r}: " if where else ""
+            lines.append(f"{key}{problem['msg'].removeprefix('Value error, ')}{_given(problem)}")
     return redact_text(f"config {path}: " + "; ".join(lines))
+
+
+def _given(problem: Any) -> str:
+    """Return the value at fault; not a section of values, and no setting of Spark.
+
+    Either could hold a credential.
+    """
+    hidden = isinstance(problem["input"], Mapping) or problem["loc"][:1] in ((), ("spark",))
+    return "" if hidden or problem["type"] == "missing" else f" (given: {problem['input']!r})"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

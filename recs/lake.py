@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from recs.schema import TABLES, Mode, Table
-from recs.storage import check_uri, join
+from recs.storage import check_uri, folder_name, join
 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _MODE_PROPERTY = "recs.mode"
@@ -64,15 +64,15 @@ class Location:
 
     def training_set(self, mode: Mode, run_id: str) -> str:
         """Return the folder of the training set that a run exports."""
-        return join(self.root, "training_sets", mode, run_id)
+        return join(self.root, "training_sets", mode, folder_name(run_id))
 
     def model(self, mode: Mode, name: str, run_id: str) -> str:
         """Return the folder that a run trains a network in."""
-        return join(self.root, "models", mode, name, run_id)
+        return join(self.root, "models", mode, name, folder_name(run_id))
 
     def study(self, mode: Mode, name: str, run_id: str) -> str:
         """Return the folder of a run's search of a network's settings."""
-        return join(self.root, "studies", mode, name, run_id)
+        return join(self.root, "studies", mode, name, folder_name(run_id))
 
     def work(self, *parts: str) -> str:
         """Return a path for working files, outside every table."""

@@ -17,8 +17,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +39,9 @@ _SHARD_SCHEMA = (
     "start bigint, stop bigint, nnz bigint, least double, greatest double, name string, "
     "problem string"
 )
+
+#: Seconds after which what nobody has opened again leaves a host's cache.
+_KEPT_SECONDS = 24 * 3600
 
 
 class MatrixError(ValueError):
@@ -333,7 +338,9 @@ def map_cached(
     digest = hashlib.sha256(f"{folder}\n{manifest_text}".encode()).hexdigest()[:32]
     cache = _host_cache()
     target = cache / digest
-    with open(cache / f"{digest}.lock", "w") as lock:
+    if not os.environ.get("SPARK_LOCAL_DIRS"):  # Spark's scratch space goes as a whole
+        _remove_old(cache, digest)
+    with _opening(cache), open(cache / f"{digest}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             making = Path(tempfile.mkdtemp(dir=cache))
@@ -342,7 +349,8 @@ def map_cached(
                 making.rename(target)
             finally:
                 shutil.rmtree(making, ignore_errors=True)
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(target.glob("*.npy"))}
+        os.utime(target)
+        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(target.glob("*.npy"))}
 
 
 def read_array(folder: str, name: str) -> np.ndarray:
@@ -364,6 +372,34 @@ def _host_cache() -> Path:
     if cache.stat().st_uid != os.getuid():
         raise MatrixError(f"{cache} belongs to another user; set TMPDIR to a folder of your own")
     return cache
+
+
+@contextmanager
+def _opening(cache: Path) -> Iterator[None]:
+    """Keep others from removing anything from the cache until the block ends."""
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _remove_old(cache: Path, digest: str) -> None:
+    """Remove what nobody has opened for a day, but for what has this digest.
+
+    Processes that have mapped a file that is removed keep it mapped.
+    """
+    with open(cache / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody is opening something; the next to come will do
+        oldest = time.time() - _KEPT_SECONDS
+        for path in cache.iterdir():
+            if path.stem == digest or path.stat().st_mtime >= oldest:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -383,7 +383,7 @@ _ALL = (
         Column("rank", "bigint", "1 + candidates scored above the target; null: not ranked"),
         Column("ties", "bigint", "other candidates scored like the target"),
         Column("candidates", "bigint", "candidates, the target among them"),
-        Column("history_length", "int", "items the model read", nullable=False),
+        Column("history_length", "int", "positive items of the user fitted on", nullable=False),
         Column("head", "boolean", "target is of the most popular fifth", nullable=False),
         name="ranks",
         comment="Where each held-out target ended; all accuracy metrics come from here",

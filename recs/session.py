@@ -112,12 +112,15 @@ def get_session(
 
     active = SparkSession.getActiveSession()
     if active is not None:
+        _require_delta(active)
         for key, value in {**_EVERYWHERE, **(conf or {})}.items():
             if active.conf.isModifiable(key) or key.startswith("parquet."):
                 active.conf.set(key, value)
         return active
 
-    submitted = "SPARK_ENV_LOADED" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ
+    # The gateway is that of a JVM which was there first, as on YARN's nodes.
+    signs = "SPARK_ENV_LOADED", "PYSPARK_GATEWAY_PORT", "DATABRICKS_RUNTIME_VERSION"
+    submitted = any(name in os.environ for name in signs)
     master = master or (None if submitted else "local[*]")
     local = master is not None and master.startswith("local")
     if local:
@@ -126,14 +129,12 @@ def get_session(
     builder = SparkSession.builder.appName(app_name)
     if master:
         builder = builder.master(master)
-    settings = DELTA_CONF | _EVERYWHERE
+    settings = dict(_EVERYWHERE)
     if local:
         settings |= _LOCAL_CONF
     if not submitted:
-        settings |= {"spark.jars.packages": DELTA_PACKAGE}
+        settings |= DELTA_CONF | {"spark.jars.packages": DELTA_PACKAGE}
         settings |= {"spark.jars.ivySettings": str(_ivy_settings())}
-    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
-        settings = dict(_EVERYWHERE)
     for key, value in {**settings, **(conf or {})}.items():
         builder = builder.config(key, value)
 

@@ -81,6 +81,11 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def folder_name(run_id: str) -> str:
+    """Return a run's id as the name of a folder: HDFS takes no colons."""
+    return run_id.replace(":", "_")
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return fsspec's file system for ``uri`` and the path inside it.
 
@@ -102,6 +107,19 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         raise StorageError(f"{scheme}:// needs one more package: {error}") from error
     return fs, fs._strip_protocol(protocol + uri[len(scheme) :])
+
+
+def may_exist(uri: str) -> bool:
+    """Tell whether a path or glob finds anything; True of remote ones, which are not looked at."""
+    if SCHEMES[_scheme(uri)] != "file":
+        return True
+    fs, path = filesystem(uri)
+    return bool(fs.glob(path))
+
+
+def has_scheme(path: str) -> bool:
+    """Tell whether a path is a URI."""
+    return bool(_scheme(path))
 
 
 def write_file(uri: str, content: bytes) -> None:
@@ -131,14 +149,16 @@ def _scheme(uri: str) -> str:
     return match.group(1).lower() if match else ""
 
 
-def copy_tree(source: str, target: str) -> None:
-    """Copy a folder's content into ``target``, which is made."""
+def copy_tree(source: str, target: str) -> int:
+    """Copy a folder's content into ``target``, which is made; return the files copied."""
     fs, path = filesystem(source)
     _, target_path = filesystem(target)
-    for file in fs.find(path):
+    files = fs.find(path)
+    for file in files:
         copied = join(target_path, file.removeprefix(fs._strip_protocol(path)))
         fs.makedirs(copied.rpartition("/")[0], exist_ok=True)
         fs.copy(file, copied)
+    return len(files)
 
 
 def remove_tree(uri: str) -> None:
@@ -146,3 +166,11 @@ def remove_tree(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def keep_in_folder(uri: str, name: str) -> None:
+    """Remove all folders under ``uri`` but the one of this name."""
+    fs, path = filesystem(uri)
+    for found in fs.ls(path, detail=False):
+        if found.rstrip("/").rpartition("/")[2] != name:
+            fs.rm(found, recursive=True)

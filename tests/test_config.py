@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,10 @@ def test_overrides_reach_nested_keys(file: Path) -> None:
         ("root=ftp://host/lake", "scheme 'ftp'"),
         ("root=s3a://key:secret@bucket/lake", "carries credentials"),
         ("run_id=a b", "run_id"),
+        ("run_id=..", "run_id"),
+        ("models=[slim", "override 'models=[slim': '[slim' is no YAML"),
+        ("models=5", "key 'models'"),
+        ("evaluate.protocols=[full,given]", "there are no candidates"),
         ("slim", "form key=value"),
         ("models.first.x=1", "there is no 'first'"),
     ],
@@ -80,6 +85,46 @@ def test_with_nothing_held_out_some_settings_cannot_be(
         load(file, "export.hold_out=false", override)
 
 
+def test_credentials_are_in_no_message(file: Path) -> None:
+    secret = {"spark.hadoop.fs.s3a.secret.key": "TOPSECRET"}
+    for settings in (
+        {"negatives": {"explicit": ["nope"]}},
+        {"spark": secret | {"a": ["TOPSECRET"]}},
+    ):
+        file.write_text(yaml.safe_dump(MINIMAL | {"spark": secret} | settings))
+        with pytest.raises(ConfigError) as error:
+            load(file)
+        assert "TOPSECRET" not in str(error.value) and "key ''" not in str(error.value)
+
+
+def test_a_path_is_read_by_one_source_of_events(file: Path) -> None:
+    sources = MINIMAL["events"]["sources"] * 2
+    file.write_text(yaml.safe_dump({"events": {"sources": sources}}))
+    with pytest.raises(
+        ConfigError, match=r"events.sources.0 and events.sources.1 both read .*e.csv"
+    ):
+        load(file)
+
+
+def test_times_with_a_zone_are_converted(file: Path) -> None:
+    times = "split={method: global_time, validation_from: 2024-01-01T00:00+05:00, test_from: %s}"
+    assert load(file, times % "2024-02-01").split.validation_from == datetime(2023, 12, 31, 19)
+    with pytest.raises(ConfigError, match="is not before test_from .*: exchange them"):
+        load(file, times % "2023-12-31")
+
+
+@pytest.mark.parametrize("text", ["|", "'", '"\\t"', ";"])
+def test_separators_are_taken_as_they_are(file: Path, text: str) -> None:
+    config = load(file, f"events.sources.0.separator={text}")
+    assert config.events.sources[0].separator == {'"\\t"': "\t"}.get(text, text)
+
+
+def test_sections_without_keys_are_not_there(file: Path) -> None:
+    file.write_text(yaml.safe_dump(MINIMAL | {"slim": None, "models": None}))
+    assert load(file).slim.l1 == 5.0
+    assert load(file, "slim.l1=2").slim.l1 == 2
+
+
 def test_missing_file_root_and_data_are_named(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing.yaml does not exist"):
         load_config(file.parent / "nothing.yaml")
@@ -104,6 +149,8 @@ def test_files_are_found_in_the_folder_and_gzipped(file: Path) -> None:
     (file.parent / "set" / "e.csv.gz").write_bytes(b"")
     config = load(file, "folder=set")
     assert config.locate(config.events.sources[0]).endswith("set/e.csv.gz")
+    local = load_config(file, [f"data=file:{file.parent}", "root=lake", "folder=set"])
+    assert local.locate(local.events.sources[0]) == f"file:{file.parent}/set/e.csv.gz"
 
 
 def test_hash_depends_on_the_named_settings_only(file: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from recs.matrix import CsrFiles, MatrixError, write_csr
+from recs.matrix import CsrFiles, MatrixError, map_cached, write_csr
 
 ENTRIES = [(0, 2, 1.5), (0, 0, 2.0), (3, 1, 0.5), (4, 0, 1.0), (4, 2, 3.0)]
 SCHEMA = "r int, c int, v double"
@@ -88,3 +91,50 @@ def test_entries_that_make_no_matrix(
         write_csr(df, str(tmp_path), row="r", column="c", value="v", shape=(5, 3))
     with pytest.raises(MatrixError, match="no finished matrix"):
         CsrFiles(str(tmp_path)).open()
+
+
+def test_what_nobody_has_opened_for_a_day_leaves_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPARK_LOCAL_DIRS", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made: list[str] = []
+
+    def opened(name: str) -> np.ndarray:
+        def build(target: Path) -> None:
+            made.append(name)
+            np.save(target / "values.npy", np.arange(5))
+
+        return map_cached(name, "", build)["values"]
+
+    def folders() -> set[Path]:
+        return {path for path in tmp_path.glob("recs-matrices-*/*") if path.is_dir()}
+
+    old = opened("old")
+    (of_old,) = folders()
+    opened("again")
+    (of_again,) = folders() - {of_old}
+    killed = of_old.parent / "killed"  # while it was built
+    killed.mkdir()
+    yesterday = time.time() - 25 * 3600
+    for path in of_old.parent.iterdir():
+        os.utime(path, (yesterday, yesterday))
+    opened("again")
+    assert folders() == {of_again}
+    opened("new")
+    assert len(folders()) == 2
+    assert {path.stem for path in of_old.parent.glob("*.lock")} == {p.name for p in folders()}
+    assert old.tolist() == [0, 1, 2, 3, 4]  # still mapped
+    assert opened("again").tolist() == opened("old").tolist() == old.tolist()
+    assert made == ["old", "again", "new", "old"]
+
+
+def test_the_scratch_space_of_a_spark_worker_is_left_to_spark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", f"{tmp_path},/nowhere")
+    map_cached("old", "", lambda target: np.save(target / "values.npy", np.arange(5)))
+    (folder,) = (path for path in tmp_path.glob("recs-matrices-*/*") if path.is_dir())
+    os.utime(folder, (0, 0))
+    map_cached("new", "", lambda target: np.save(target / "values.npy", np.arange(5)))
+    assert folder.exists()

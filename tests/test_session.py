@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import pytest
 from pyspark.sql import SparkSession
+
+from recs.session import SessionError, get_session
 
 
 def test_delta_tables_can_be_written_and_read(spark: SparkSession, tmp_path: Path) -> None:
@@ -23,3 +27,11 @@ def test_workers_run_the_drivers_python(spark: SparkSession) -> None:
 
     rows = spark.range(2).mapInArrow(executable, "python string").collect()
     assert {row.python for row in rows} == {sys.executable}
+
+
+def test_a_session_without_delta_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = MagicMock()
+    session.conf.get.return_value = "org.example.Extensions"
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: session)
+    with pytest.raises(SessionError, match="lacks Delta: start it with --packages io.delta"):
+        get_session()

@@ -6,7 +6,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from recs.config import CandidateSource, ItemSource, UserSource
-from recs.data.sources import LINE, MALFORMED, SOURCE, SourceError, open_batch, rows
+from recs.data.sources import LINE, MALFORMED, SOURCE, SourceError, column_of, open_batch, rows
 
 
 def items(spark: SparkSession, source: ItemSource, path: str) -> DataFrame:
@@ -15,14 +15,14 @@ def items(spark: SparkSession, source: ItemSource, path: str) -> DataFrame:
     wanted = [name for name in names if name] + source.category_flags + source.attributes
     df = rows(open_batch(spark, source, path), source, list(dict.fromkeys(wanted)))
     if source.category_flags:
-        flags = [F.when(F.trim(F.col(f"`{c}`")) == "1", F.lit(c)) for c in source.category_flags]
+        flags = [F.when(F.trim(column_of(c)) == "1", F.lit(c)) for c in source.category_flags]
         categories = F.array_compact(F.array(*flags))
     elif source.categories:
-        categories = _categories(F.col(f"`{source.categories}`"), source.category_separator)
+        categories = _categories(column_of(source.categories), source.category_separator)
     else:
         categories = F.lit(None).cast("array<string>")
     return _last_of(df, source.item).select(
-        F.trim(F.col(f"`{source.item}`")).alias("item"),
+        F.trim(column_of(source.item)).alias("item"),
         _text(source.title).alias("title"),
         categories.alias("categories"),
         _text(source.text).alias("text"),
@@ -34,7 +34,7 @@ def users(spark: SparkSession, source: UserSource, path: str) -> DataFrame:
     """Return rows of table ``users`` but ``run_id``: one a user, its last in the source."""
     df = rows(open_batch(spark, source, path), source, [source.user, *source.attributes])
     return _last_of(df, source.user).select(
-        F.trim(F.col(f"`{source.user}`")).alias("user"),
+        F.trim(column_of(source.user)).alias("user"),
         _attributes(source.attributes).alias("attributes"),
     )
 
@@ -74,13 +74,13 @@ def newest(old: DataFrame | None, new: DataFrame, key: str) -> DataFrame:
 
 def _last_of(df: DataFrame, key: str) -> DataFrame:
     """Keep the last row of each key; rows without a key or of the wrong form are no entity."""
-    order = Window.partitionBy(F.trim(F.col(f"`{key}`"))).orderBy(F.desc(SOURCE), F.desc(LINE))
-    whole = df.where(~F.col(MALFORMED) & (F.trim(F.col(f"`{key}`")) != ""))
+    order = Window.partitionBy(F.trim(column_of(key))).orderBy(F.desc(SOURCE), F.desc(LINE))
+    whole = df.where(~F.col(MALFORMED) & (F.trim(column_of(key)) != ""))
     return whole.withColumn("_n", F.row_number().over(order)).where("_n = 1")
 
 
 def _text(name: str | None) -> Column:
-    return F.col(f"`{name}`") if name else F.lit(None).cast("string")
+    return column_of(name) if name else F.lit(None).cast("string")
 
 
 def _categories(text: Column, separator: str) -> Column:
@@ -94,4 +94,4 @@ def _categories(text: Column, separator: str) -> Column:
 def _attributes(names: list[str]) -> Column:
     if not names:
         return F.lit(None).cast("map<string,string>")
-    return F.create_map(*[part for name in names for part in (F.lit(name), F.col(f"`{name}`"))])
+    return F.create_map(*[part for name in names for part in (F.lit(name), column_of(name))])

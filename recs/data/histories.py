@@ -34,14 +34,20 @@ def pairs(
 
     ``value`` is 1, or the pair's weights summed in the order of events.
     """
+    return _pairs(interactions, fit_splits, values).where("value > 0")
+
+
+def _pairs(
+    interactions: DataFrame, fit_splits: tuple[str, ...], values: Literal["binary", "weight"]
+) -> DataFrame:
+    """Return what :func:`pairs` does, and pairs whose weights are not above 0 together."""
     if values == "binary":
         unique = positives(interactions, fit_splits, values).distinct()
         return unique.withColumn("value", F.lit(1.0).cast("float"))
     ordered = F.array_sort(F.collect_list(F.struct("sequence", "weight")))
     total = F.aggregate(ordered, F.lit(0.0), lambda total, event: total + event["weight"])
     fitted = _fitted(interactions, fit_splits)
-    summed = fitted.groupBy("user_id", "item_id").agg(total.cast("float").alias("value"))
-    return summed.where("value > 0")
+    return fitted.groupBy("user_id", "item_id").agg(total.cast("float").alias("value"))
 
 
 def histories(
@@ -60,13 +66,18 @@ def histories(
     -------
     DataFrame
         ``user_id``; ``history`` array<int>, the items of :func:`pairs` ascending; ``values``
-        array<float> beside it; ``seen`` array<int> ascending, the items never to be recommended
-        (disliked ones always; all that were interacted with if ``exclude_seen``).
+        array<float> beside it; ``history_length`` int, the positive items fitted on, whatever their
+        values; ``seen`` array<int> ascending, the items never to be recommended (disliked ones
+        always; all that were interacted with if ``exclude_seen``).
     """
+    pair = F.when(F.col("value") > 0, F.struct("item_id", "value"))
     liked = (
-        pairs(interactions, fit_splits, values)
+        _pairs(interactions, fit_splits, values)
         .groupBy("user_id")
-        .agg(F.array_sort(F.collect_list(F.struct("item_id", "value"))).alias("_pairs"))
+        .agg(
+            F.array_sort(F.collect_list(pair)).alias("_pairs"),
+            F.count("*").cast("int").alias("history_length"),
+        )
     )
     known = interactions.where(F.col("split").isin(*fit_splits) & ~F.col("event_type").isin(*shown))
     unwanted = known if exclude_seen else known.where(~F.col("positive"))
@@ -77,6 +88,7 @@ def histories(
         "user_id",
         F.coalesce(F.col("_pairs.item_id"), F.array().cast("array<int>")).alias("history"),
         F.coalesce(F.col("_pairs.value"), F.array().cast("array<float>")).alias("values"),
+        F.coalesce("history_length", F.lit(0)).alias("history_length"),
         F.coalesce("seen", F.array().cast("array<int>")).alias("seen"),
     )
 
@@ -89,7 +101,7 @@ def with_targets(
     *,
     shown: Sequence[str] = (),
 ) -> DataFrame:
-    """Keep the users with held-out targets, and add what evaluation needs.
+    """Keep the users of whom something is held out, and add what evaluation needs.
 
     Parameters
     ----------
@@ -102,17 +114,18 @@ def with_targets(
     candidate_lists
         user_id, item_id (the target), candidates array<int>, where the data set gives lists.
     shown
-        Event types that say nothing of what is disliked.
+        Event types that say nothing of what is liked or disliked: their items may be drawn.
 
     Returns
     -------
     DataFrame
         ``histories`` with ``targets`` array<int> ascending (positive items of the split),
         ``disliked`` array<int> ascending (its other items), ``positives`` array<int> ascending
-        (all the user's items in any split: never drawn as negatives) and ``candidates`` array<int>
-        (empty where none are given).
+        (all items that the user has events of in any split: never drawn as negatives) and
+        ``candidates`` array<int> (empty where none are given).
     """
-    held_out = interactions.where((F.col("split") == split) & ~F.col("event_type").isin(*shown))
+    interactions = interactions.where(~F.col("event_type").isin(*shown))
+    held_out = interactions.where(F.col("split") == split)
     liked, disliked = (
         F.collect_set(F.when(F.col("positive") == wanted, F.col("item_id")))
         for wanted in (True, False)
@@ -121,7 +134,7 @@ def with_targets(
         F.array_sort(liked).alias("targets"),
         F.array_sort(F.array_except(disliked, liked)).alias("disliked"),
     )
-    targets = targets.where(F.size("targets") > 0)
+    targets = targets.where((F.size("targets") > 0) | (F.size("disliked") > 0))
     known = interactions.groupBy("user_id").agg(
         F.array_sort(F.collect_set("item_id")).alias("positives")
     )

@@ -17,7 +17,18 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs.config import Events, EventSource
-from recs.data.sources import LINE, MALFORMED, RAW, SOURCE, is_text, once, open_stream, rows
+from recs.data.sources import (
+    LINE,
+    MALFORMED,
+    RAW,
+    SOURCE,
+    column_of,
+    is_text,
+    moment_of,
+    once,
+    open_stream,
+    rows,
+)
 from recs.storage import join
 
 REASON = "_reason"
@@ -99,7 +110,7 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
     roles = ("user", "item", "timestamp", "position", "event_type", "weight")
     given = {role: name for role in roles if (name := getattr(names, role))}
     df = rows(batch, source, list(dict.fromkeys([*given.values(), *names.context])))
-    trimmed = {role: F.trim(_column(name)) for role, name in given.items()}
+    trimmed = {role: F.trim(column_of(name)) for role, name in given.items()}
     df = _once(df, "_text", {role: F.when(text != "", text) for role, text in trimmed.items()})
 
     def text(role: str) -> Column:
@@ -109,7 +120,7 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
     value = F.coalesce(text("weight").try_cast("double"), F.when(text("weight").isNull(), 1.0))
     type_weight, positive = _by_type(kind, events)
     context = (
-        F.create_map(*[part for name in names.context for part in (F.lit(name), _column(name))])
+        F.create_map(*[part for name in names.context for part in (F.lit(name), column_of(name))])
         if names.context
         else F.lit(None).cast("map<string,string>")
     )
@@ -134,8 +145,8 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
     if names.timestamp:
         checks += [
             ("bad_time", time.isNull()),
-            ("time_before_floor", time < _moment(events.floor)),
-            ("future_time", time > _moment(latest)),
+            ("time_before_floor", time < moment_of(events.floor)),
+            ("future_time", time > moment_of(latest)),
         ]
     if names.position:
         checks.append(("bad_position", event["position"].isNull()))
@@ -170,7 +181,8 @@ def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | N
 
     Two events are the same if user, item, time, position, type, weight, context and split are. Data
     with neither times nor positions can hold the same item twice in a row, so that there the line
-    counts too. The first row by (source, line) is kept.
+    counts too. The first row by (source, line) is kept, and of equal rows of a Delta table, which
+    have one line, any one.
 
     Events are compared by 128 bits of hashes: what is shuffled is two numbers an event, and only
     rows that share them with another are looked at again. Of the earlier events those of the same
@@ -179,14 +191,14 @@ def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | N
     Parameters
     ----------
     parsed
-        Rows of :func:`parse`.
+        Rows of :func:`parse`, in the same partitions whenever they are read: kept, best.
     source
         The event source.
     known
         Table ``events`` so far.
     """
     by_line = source.columns.timestamp is None and source.columns.position is None
-    parsed = _with_fingerprint(parsed, by_line)
+    parsed = _with_fingerprint(parsed, by_line).withColumn(_ROW, F.monotonically_increasing_id())
     good = parsed.where(F.col(REASON).isNull())
     events = good.select(*_FINGERPRINT, F.lit(False).alias("_known"))
     if known is not None:
@@ -199,22 +211,25 @@ def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | N
     shared = groups.where("_events > 1").select(*_FINGERPRINT, "_known").localCheckpoint()
     found = shared.count()
     if not found:
-        return parsed.drop(*_FINGERPRINT)
+        return parsed.drop(*_FINGERPRINT, _ROW)
     if found <= _MAX_BROADCAST:
         shared = F.broadcast(shared)
-    first = F.min(F.struct("source", "line")).alias("_first")
+    place = F.struct("source", "line", _ROW)
+    first = F.min(place).alias("_first")
     kept = good.join(shared, _FINGERPRINT).groupBy(*_FINGERPRINT, "_known").agg(first)
     if found <= _MAX_BROADCAST:
         kept = F.broadcast(kept.localCheckpoint())
     judged = parsed.join(kept, _FINGERPRINT, "left")
-    repeats = F.col("_known") | (F.struct("source", "line") != F.col("_first"))
+    repeats = F.col("_known") | (place != F.col("_first"))
     reason = F.coalesce(F.col(REASON), F.when(repeats, F.lit(DUPLICATE)))
-    columns = [name for name in parsed.columns if name not in _FINGERPRINT]
+    columns = [name for name in parsed.columns if name not in (*_FINGERPRINT, _ROW)]
     return judged.withColumn(REASON, reason).select(*columns)
 
 
 #: Two 64-bit hashes of an event; that two of n events share both has odds of n² / 2¹²⁹.
 _FINGERPRINT = ["_hash_1", "_hash_2"]
+
+_ROW = "_row"
 
 
 def _with_fingerprint(events: DataFrame, by_line: bool) -> DataFrame:
@@ -320,14 +335,6 @@ def each_new_batch(
         if raised:
             raise raised[0] from None
         raise
-
-
-def _column(name: str) -> Column:
-    return F.col("`" + name.replace("`", "``") + "`")
-
-
-def _moment(moment: datetime) -> Column:
-    return F.lit(moment.strftime("%Y-%m-%d %H:%M:%S")).cast("timestamp")
 
 
 def _time(text: Column, form: str) -> Column:

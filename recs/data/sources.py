@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from datetime import datetime
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from recs.config import Source
+from recs.config import CandidateSource, Source
 
 #: Columns beside the data's own that every reader gives.
 RAW, SOURCE, LINE, MALFORMED = "_raw", "_source", "_line", "_malformed"
@@ -25,37 +26,42 @@ _BLOCK = "_block"
 #: A first delivery of years of logs is taken in batches of this size, not all at once.
 _BYTES_PER_BATCH = 8 * 2**30
 
+#: Spark never reads a new file that is a week older than the newest one it has read: an archive
+#: that keeps its times, copied in late, would be passed over in silence.
+_ANY_AGE = "36500d"
+
 
 class SourceError(ValueError):
     """Delivered data whose form is not what the configuration says."""
 
 
-def is_text(source: Source) -> bool:
+def is_text(source: Source | CandidateSource) -> bool:
     """Tell whether the source is read line by line."""
     return source.format not in ("parquet", "delta")
 
 
-def open_batch(spark: SparkSession, source: Source, path: str) -> DataFrame:
+def open_batch(spark: SparkSession, source: Source | CandidateSource, path: str) -> DataFrame:
     """Return all of a source as delivered, with its place; see :func:`rows`."""
     reader = spark.read.option("recursiveFileLookup", "true")
     loaded = reader.format("text" if is_text(source) else source.format).load(path)
-    return _with_place(source, loaded)
+    return _with_place(source, loaded, path)
 
 
 def open_stream(spark: SparkSession, source: Source, path: str) -> DataFrame:
     """Return a source as a stream of what is new in it; its batches go to :func:`rows`."""
     reader = spark.readStream
     if source.format == "delta":
-        return _with_place(source, reader.format("delta").load(path))
-    reader = reader.option("recursiveFileLookup", "true")
-    reader = reader.option("maxBytesPerTrigger", _BYTES_PER_BATCH)
+        return _with_place(source, reader.format("delta").load(path), path)
+    reader = reader.options(
+        recursiveFileLookup=True, maxBytesPerTrigger=_BYTES_PER_BATCH, maxFileAge=_ANY_AGE
+    )
     if is_text(source):
-        return _with_place(source, reader.format("text").load(path))
+        return _with_place(source, reader.format("text").load(path), path)
     schema = spark.read.option("recursiveFileLookup", "true").parquet(path).schema
-    return _with_place(source, reader.schema(schema).parquet(path))
+    return _with_place(source, reader.schema(schema).parquet(path), path)
 
 
-def _with_place(source: Source, loaded: DataFrame) -> DataFrame:
+def _with_place(source: Source | CandidateSource, loaded: DataFrame, path: str) -> DataFrame:
     if is_text(source):
         block = F.col("_metadata.file_block_start").alias(_BLOCK)
         return loaded.select("value", F.col("_metadata.file_path").alias(SOURCE), block)
@@ -64,7 +70,7 @@ def _with_place(source: Source, loaded: DataFrame) -> DataFrame:
         return loaded.select("*", *place)
     # A Delta table does not number its rows: a hash of the row breaks ties of time instead.
     number = F.xxhash64(F.to_json(F.struct(*loaded.columns))).bitwiseAND(2**63 - 1)
-    return loaded.select("*", F.lit(source.paths[0]).alias(SOURCE), number.alias(LINE))
+    return loaded.select("*", F.lit(path).alias(SOURCE), number.alias(LINE))
 
 
 def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
@@ -91,7 +97,7 @@ def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
     """
     if not is_text(source):
         _require(columns, batch.columns, source)
-        kept = [F.col(name).cast("string").alias(name) for name in columns]
+        kept = [column_of(name).cast("string").alias(name) for name in columns]
         data = [name for name in batch.columns if name not in (SOURCE, LINE)]
         raw = F.to_json(F.struct(*data)).alias(RAW)
         return batch.select(*kept, raw, SOURCE, LINE, F.lit(False).alias(MALFORMED))
@@ -108,7 +114,8 @@ def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
         fields = source.fields or _header(lines, source)
         _require(columns, fields, source)
         ddl = ", ".join(f"`{name.replace('`', '``')}` string" for name in [*fields, MALFORMED])
-        options |= {"sep": source.separator, "quote": source.quote}
+        # RFC 4180: a quote within quotes is doubled. Spark's own escape is a backslash.
+        options |= {"sep": source.separator, "quote": source.quote, "escape": source.quote}
         parsed = F.from_csv("value", ddl, options)
         if source.fields is None:
             lines = lines.where(F.col(LINE) > 0)
@@ -171,6 +178,16 @@ def _header(lines: DataFrame, source: Source) -> list[str]:
     if len(source.separator) > 1:
         return [name.strip() for name in text.split(source.separator)]
     return [name.strip() for name in next(csv.reader([text], delimiter=source.separator))]
+
+
+def column_of(name: str) -> Column:
+    """Return the column of this very name, whatever characters it has."""
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
+def moment_of(moment: datetime) -> Column:
+    """Return a time in UTC as a column."""
+    return F.lit(moment.strftime("%Y-%m-%d %H:%M:%S")).cast("timestamp")
 
 
 def _require(wanted: Sequence[str], found: Sequence[str], source: Source) -> None:

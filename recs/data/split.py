@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recs.config import Split
+from recs.data.sources import moment_of
 from recs.schema import EVENT_ORDER
 
 
@@ -60,9 +59,10 @@ def is_per_user(split: Split) -> bool:
     """Tell whether new events change the interactions of their own users only, and drop none.
 
     A minimum of events an item lets users depend on each other; dropping those over a cap lets a
-    user vanish.
+    user vanish, and so does a minimum of positive ones among the latest.
     """
-    drops = split.max_user_events is not None and split.over_cap == "drop"
+    capped = split.max_user_events is not None
+    drops = capped and (split.over_cap == "drop" or split.min_user_events > 1)
     return split.min_item_events == 1 and not drops
 
 
@@ -116,8 +116,8 @@ def _merge_repeats(events: DataFrame) -> DataFrame:
 def _k_core(events: DataFrame, min_user: int, min_item: int) -> DataFrame:
     """Drop users and items with too few positive events until none is left to drop.
 
-    A user's or item's other events go with it. Each round costs a shuffle of the events; real logs
-    need a handful.
+    A user's or item's other events go with it; where the minimum is 1, none goes. Each round
+    costs a shuffle of the events; real logs need a handful.
     """
     if min_user == 1 and min_item == 1:
         return events
@@ -134,8 +134,10 @@ def _k_core(events: DataFrame, min_user: int, min_item: int) -> DataFrame:
         if found == size:
             break
         size = found
-    users, items = pairs.select("user_id").distinct(), pairs.select("item_id").distinct()
-    return events.join(users, "user_id", "left_semi").join(items, "item_id", "left_semi")
+    for key, minimum in (("user_id", min_user), ("item_id", min_item)):
+        if minimum > 1:
+            events = events.join(pairs.select(key).distinct(), key, "left_semi")
+    return events
 
 
 def _hold_out(kept: DataFrame, split: Split, files_give_validation: bool, seed: int) -> DataFrame:
@@ -143,8 +145,8 @@ def _hold_out(kept: DataFrame, split: Split, files_give_validation: bool, seed: 
         return _leave_one_out(kept)
     if split.method == "global_time":
         assert split.validation_from and split.test_from
-        late = F.when(F.col("timestamp") >= _moment(split.test_from), "test")
-        late = late.when(F.col("timestamp") >= _moment(split.validation_from), "validation")
+        late = F.when(F.col("timestamp") >= moment_of(split.test_from), "test")
+        late = late.when(F.col("timestamp") >= moment_of(split.validation_from), "validation")
         return kept.withColumn("split", late.otherwise("train"))
     n = split.held_out_per_user
     if split.method == "random":
@@ -186,7 +188,3 @@ def _random(seed: int, among: Column, sizes: dict[str, int]) -> Column:
         upto += size
         label = label.when(place <= upto, name)
     return label.otherwise("train")
-
-
-def _moment(moment: datetime) -> Column:
-    return F.lit(moment.strftime("%Y-%m-%d %H:%M:%S")).cast("timestamp")

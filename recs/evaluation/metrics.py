@@ -195,7 +195,8 @@ def user_metrics(
     ranks, ties, candidates : int64[T]
         As in table ranks; rank 0 where the target was not ranked.
     counted : bool[T]
-        Targets that are measured; the others only take up their places.
+        Targets that are measured; the others only take up their places, before those of the same
+        score that are measured.
     ks : float64[K]
         Lengths of the list, inf for the whole.
     share
@@ -210,7 +211,8 @@ def user_metrics(
     out = np.zeros((num_users, 6 * ks.size + 1))
     for u in range(num_users):
         start, stop = offsets[u], offsets[u + 1]
-        order = start + np.argsort(ranks[start:stop], kind="mergesort")
+        keys = 2 * ranks[start:stop] + counted[start:stop]
+        order = start + np.argsort(keys, kind="mergesort")
         order = order[ranks[order] > 0]
         everywhere = positions_of(ranks[order], ties[order], share)
         chosen = np.flatnonzero(counted[order])

@@ -90,22 +90,6 @@ class RankTotals:
         return spark.createDataFrame(rows, DIFFERENCES)
 
 
-def evaluate_ranks(
-    ranks: DataFrame,
-    ks: Sequence[int] = (1, 5, 10),
-    *,
-    ties: str = "against",
-    replicates: int = 500,
-    seed: int = 0,
-    long_history: int = 50,
-) -> DataFrame:
-    """Return the metrics of every model, protocol, split and slice; see :func:`sum_ranks`."""
-    totals = sum_ranks(
-        ranks, ks, ties=ties, replicates=replicates, seed=seed, long_history=long_history
-    )
-    return totals.metrics(ranks.sparkSession)
-
-
 def sum_ranks(
     ranks: DataFrame,
     ks: Sequence[int] = (1, 5, 10),
@@ -122,7 +106,8 @@ def sum_ranks(
 
     Slices: ``all``; by history_length, where ranks have it, ``cold`` (none), ``warm`` (some),
     ``short`` (some, below ``long_history``) and ``long``; by the target, where ranks have head,
-    ``head`` and ``tail``: metrics over the user's targets of that kind alone.
+    ``head`` and ``tail``: metrics over the user's targets of that kind alone, which come after the
+    user's other targets of the same score.
 
     Parameters
     ----------

@@ -9,15 +9,13 @@ import numpy as np
 
 from recs.ranking.files import item_vector, load_array, write_arrays
 from recs.ranking.lists import Lists
-from recs.ranking.scoring import DenseScores, Reasons, no_reasons
+from recs.ranking.scoring import BLOCK_SCORES, DenseScores, Reasons, no_reasons
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame
 
-
-#: Users of a product: always as many, for the last digits of sums depend on the shapes, and no
-#: user's scores may depend on who else is scored.
+#: Users of a product at the most.
 _USERS_AT_ONCE = 64
 
 
@@ -65,9 +63,12 @@ class EmbeddingScorer:
         if not vectors.size:  # no user of the batch has one, so that their width is not known
             return DenseScores(np.tile(self.biases, (histories.num_rows, 1)))
         scores = np.empty((len(vectors), self.num_items), np.float32)
-        block = np.zeros((_USERS_AT_ONCE, vectors.shape[1]), np.float32)
-        for first in range(0, len(vectors), _USERS_AT_ONCE):
-            rows = vectors[first : first + _USERS_AT_ONCE]
+        # Always as many users of a catalogue: the last digits of sums depend on the shapes, and no
+        # user's scores may depend on who else is scored.
+        at_once = max(1, min(_USERS_AT_ONCE, BLOCK_SCORES // self.num_items))
+        block = np.zeros((at_once, vectors.shape[1]), np.float32)
+        for first in range(0, len(vectors), at_once):
+            rows = vectors[first : first + at_once]
             block[: len(rows)] = rows
             scores[first : first + len(rows)] = (block @ self.vectors.T)[: len(rows)]
         scores += self.biases
@@ -93,9 +94,13 @@ def write_embeddings(
     def arrays(table: pa.Table) -> dict[str, np.ndarray]:
         item_ids = table.column("item_id").to_numpy()
         given = item_vector(item_ids, np.ones(len(item_ids)), num_items, "bool")
-        flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors = np.zeros((num_items, flat.size // len(item_ids)), np.float32)
-        vectors[item_ids] = flat.reshape(len(item_ids), -1)
+        width = len(table.column("vector")[0])
+        vectors = np.zeros((num_items, width), np.float32)
+        first = 0
+        for chunk in table.column("vector").chunks:  # one by one: together they would be a copy
+            rows = item_ids[first : first + len(chunk)]
+            vectors[rows] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+            first += len(chunk)
         biases = np.full(num_items, -np.inf, np.float32)
         biases[given] = item_vector(
             item_ids, table.column("bias").to_numpy(), num_items, "float32"

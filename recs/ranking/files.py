@@ -7,16 +7,17 @@ contents: a file never changes, so that workers may keep it open from one job to
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from recs.storage import filesystem, join, write_file
+from recs.matrix import map_cached
+from recs.storage import filesystem, join, writing
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -156,19 +157,25 @@ def item_vector(item_ids: np.ndarray, values: np.ndarray, num_items: int, dtype:
 
 def save_array(array: np.ndarray, folder: str, name: str) -> str:
     """Write ``array`` as a ``.npy`` file named by its contents, whole or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    uri = join(folder, f"{name}-{digest}.npy")
-    write_file(uri, content)
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    uri = join(folder, f"{name}-{digest.hexdigest()[:16]}.npy")
+    with writing(uri) as file:
+        np.save(file, array)
     return uri
 
 
 @lru_cache(maxsize=64)
 def load_array(uri: str) -> np.ndarray:
-    """Return the array at ``uri``, read once a process: mapped if it is a local file."""
+    """Map the array at ``uri`` into memory: a local file, or else its copy in the host's cache.
+
+    ``uri`` is one that :func:`save_array` returned: it names what is there.
+    """
     fs, path = filesystem(uri)
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+    if "file" in fs.protocol:
         return np.asarray(np.load(path, mmap_mode="r"))
-    return np.load(io.BytesIO(fs.cat_file(path)))
+
+    def build(target: Path) -> None:
+        fs.get_file(path, str(target / "array.npy"))
+
+    return np.asarray(map_cached(uri, "", build)["array"])

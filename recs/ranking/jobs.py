@@ -2,7 +2,7 @@
 
 All three go through ``DataFrame.mapInArrow``: mapPartitions over Arrow batches, which also runs on
 Spark Connect and shared clusters. Users are scored in blocks whose scores stay below
-:data:`BLOCK_SCORES` numbers, whatever the number of items.
+:data:`~recs.ranking.scoring.BLOCK_SCORES` numbers, whatever the number of items.
 
 Histories are a DataFrame of one row a user: user_id int, history array<int> (what models read),
 values array<float> (as long), seen array<int> (never to be recommended); for embeddings also
@@ -29,13 +29,17 @@ from recs.ranking.lists import (
     to_arrow,
 )
 from recs.ranking.protocols import RankingProtocol, sampler_of
-from recs.ranking.scoring import Reasons, Recommender, Scorer, Scores, SparseScores
+from recs.ranking.scoring import (
+    BLOCK_SCORES,
+    Reasons,
+    Recommender,
+    Scorer,
+    Scores,
+    SparseScores,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-#: Numbers of scores held at once by a worker; with their items, at most 64 MB.
-BLOCK_SCORES = 8_000_000
 
 RECOMMENDATIONS = (
     "model string, user_id int, rank int, item_id int, score float, "
@@ -167,13 +171,15 @@ def rank(
     Parameters
     ----------
     histories
-        user_id, history, values, seen, and targets array<int> (without repeats); for sampled
-        protocols positives array<int>: all that the user has in any split, which are never drawn;
-        for given lists candidates array<int>.
+        user_id, history, values, seen, history_length int (of the user's own history, whatever
+        models read of it), and targets array<int> (without repeats); for sampled protocols
+        positives array<int>: all that the user has in any split, which are never drawn; for given
+        lists candidates array<int>.
     models
         All of a user's targets are candidates for each other. Sampled and given candidates, and
         the targets ranked among them, need not be recommendable; under ``full`` a target that is
-        not has a null rank. So has one of a user to whom a sparse model gives no score at all.
+        not has a null rank. So has one of a user to whom a sparse model gives no score at all, or
+        whose list of sampled or given candidates is empty.
     protocol
         What the targets are ranked among. Sampled candidates depend on its seed and the user only.
     catalogue
@@ -187,7 +193,7 @@ def rank(
         the most popular fifth of the recommendable items.
     """
     extra = protocol.column
-    columns = ["seen", "targets", *([extra] if extra else [])]
+    columns = ["seen", "history_length", "targets", *([extra] if extra else [])]
     _require(histories, ["user_id", "history", "values", *columns])
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -195,7 +201,8 @@ def rank(
         for batch in batches:
             yield from _rank_batch(batch, scorers, protocol, catalogue)
 
-    return _select(histories, *columns).mapInArrow(run, RANKS)
+    measured = histories.where("size(targets) > 0")
+    return _select(measured, *columns).mapInArrow(run, RANKS)
 
 
 def _select(histories: DataFrame, *columns: str) -> DataFrame:
@@ -218,7 +225,7 @@ def _rank_batch(
     catalogue: ItemCatalogue,
 ) -> Iterator[pa.RecordBatch]:
     allowed, head = catalogue.recommendable, catalogue.head
-    user_ids = read_column(batch, "user_id")
+    user_ids, lengths = read_column(batch, "user_id"), read_column(batch, "history_length")
     history, seen = _read_histories(batch), read_lists(batch, "seen")
     targets = read_lists(batch, "targets")
     _check_items(targets, "targets", allowed.size)
@@ -250,7 +257,7 @@ def _rank_batch(
                     "rank": pa.array(ranks.ranks, mask=ranks.ranks == 0),
                     "ties": ranks.ties,
                     "candidates": ranks.candidates,
-                    "history_length": np.repeat(np.diff(read.offsets), per_user).astype(np.int32),
+                    "history_length": np.repeat(lengths[start:stop], per_user),
                     "head": head[wanted.items],
                 }
             )

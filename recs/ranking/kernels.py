@@ -85,7 +85,7 @@ def rank_among(scores: Scores, candidates: Lists, targets: Lists, num_items: int
     """Rank each target among its user's candidates, which need not be recommendable.
 
     Candidates are the distinct items of the user's list and all their targets. Nothing is ranked
-    for a user to whom a sparse model gives no score at all.
+    for a user to whom a sparse model gives no score at all, or whose list is empty.
     """
     return Ranks(
         *_rank_among(
@@ -504,7 +504,7 @@ def _rank_among(
                 num_candidates += 1
                 _tally(levels, above, reach, item_scores[p], 1)
         candidates[start:stop] = num_candidates
-        if not nothing[u]:
+        if list_offsets[u] < list_offsets[u + 1] and not nothing[u]:
             _settle(order, above, reach, start, num_candidates, ranks, ties, candidates)
     return ranks, ties, candidates
 

@@ -21,17 +21,14 @@ class RankingProtocol:
     name
         ``full``: all recommendable items that the user has not seen. ``uniform100``,
         ``popularity100``, or with another number: that many sampled items that the user has no
-        positive of in any split, drawn uniformly or in proportion to training events ** ``alpha``.
+        positive of in any split, drawn uniformly or in proportion to training events.
         ``given``: the candidate lists of the data set.
     seed
         Of the sampled candidates.
-    alpha
-        Exponent of popularity.
     """
 
     name: str
     seed: int = 0
-    alpha: float = 1.0
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -59,4 +56,4 @@ def sampler_of(protocol: RankingProtocol, catalogue: ItemCatalogue) -> Sampler:
     """Return the protocol's sampler, made once a process."""
     if protocol.name.startswith("uniform"):
         return Sampler.uniform(catalogue.recommendable)
-    return Sampler.popularity(catalogue.recommendable, catalogue.train_events, protocol.alpha)
+    return Sampler.popularity(catalogue.recommendable, catalogue.train_events)

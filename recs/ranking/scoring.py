@@ -13,6 +13,9 @@ import numpy as np
 
 from recs.ranking.lists import Lists
 
+#: Numbers of scores held at once by a worker; with their items, at most 64 MB.
+BLOCK_SCORES = 8_000_000
+
 
 class SparseScores(NamedTuple):
     """Scores of the listed items; every other item scores 0.

@@ -51,8 +51,8 @@ class Plan:
 def plan(counts: np.ndarray, num_users: int, binary: bool, *, budget: int, workers: int) -> Plan:
     """Share ``budget`` bytes of a host out among A, the table and ``workers`` workers.
 
-    A and the workers' arrays of a fixed size come first. A quarter of the rest, or more where the
-    table needs less, is left to working sets.
+    A, the workers' arrays of a fixed size and a first working set a worker come first. A quarter of
+    the rest, or more where the table needs less, is left to larger working sets.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def plan(counts: np.ndarray, num_users: int, binary: bool, *, budget: int, worke
     Raises
     ------
     BudgetError
-        If A and the workers' arrays alone do not fit.
+        If what comes first does not fit.
     """
     num_items, num_entries = len(counts), int(counts.sum())
     matrix = host_bytes(num_users, num_items, num_entries, binary)
@@ -78,7 +78,7 @@ def plan(counts: np.ndarray, num_users: int, binary: bool, *, budget: int, worke
             "it, or set slim.max_neighbours, with which no host needs all of them"
         )
     itemsize = gram.gram_dtype(int(counts.max(initial=0)), binary).itemsize
-    fits = isqrt(left * 3 // 4 // itemsize)
+    fits = isqrt((left - least) * 3 // 4 // itemsize)
     wanted = num_items
     if num_items**2 * itemsize > SMALL_TABLE:
         wanted = int((counts >= LEAST_HEAD_USERS).sum())

@@ -40,15 +40,6 @@ def prefer_bits(num_users: int, num_items: int, nnz: int, binary: bool) -> bool:
     return binary and words <= WORDS_PER_ADDITION * nnz**2 / num_users
 
 
-def diagonal(by_item: Csr) -> np.ndarray:
-    """Return G_jj = ‖a_j‖², float64 [N], of A by item (its CSC)."""
-    if by_item.data is None:
-        return np.diff(by_item.indptr).astype(np.float64)
-    owner = np.repeat(np.arange(by_item.shape[0]), np.diff(by_item.indptr))
-    squares = np.square(by_item.data, dtype=np.float64)
-    return np.bincount(owner, squares, minlength=by_item.shape[0])
-
-
 def gram_rows(by_item: Csr, by_user: Csr | None, start: int, stop: int) -> np.ndarray:
     """Return the rows start … stop − 1 of G, [stop − start, N].
 

@@ -311,12 +311,15 @@ def _together(items, offsets, neighbours, num_items, most):
 
 
 def _table(problem: StreamedProblem, members: np.ndarray) -> np.ndarray:
-    """Return G among ``members``, its upper triangle, in one pass over the files of A by user."""
+    """Return G among ``members``, its upper triangle, in one pass over the files of A by user.
+
+    Of a binary A it is of integers: float32 would count no further than 2^24.
+    """
     manifest = problem.by_user.manifest
     weighted = manifest["dtype"] is not None
     place = np.full(problem.num_items, -1, np.int32)
     place[members] = np.arange(len(members), dtype=np.int32)
-    table = np.zeros((len(members), len(members)), np.float64 if weighted else np.float32)
+    table = np.zeros((len(members), len(members)), np.float64 if weighted else np.uint32)
     for shard in manifest["shards"]:
         _add_users(_read(problem.by_user, shard, weighted), place, table)
     return table
@@ -325,6 +328,7 @@ def _table(problem: StreamedProblem, members: np.ndarray) -> np.ndarray:
 @njit(nogil=True, cache=True)
 def _add_users(file, place, table):
     counts, items, values = file
+    weighted = len(values) > 0
     here = np.empty(len(table), np.int32)
     x = np.empty(len(table))
     end = 0
@@ -335,12 +339,16 @@ def _add_users(file, place, table):
             a = place[items[p]]
             if a >= 0:
                 here[count] = a
-                x[count] = values[p] if len(values) > 0 else 1.0
+                if weighted:
+                    x[count] = values[p]
                 count += 1
         for k in range(count):
             row = table[here[k]]
             for m in range(k, count):
-                row[here[m]] += x[k] * x[m]
+                if weighted:
+                    row[here[m]] += x[k] * x[m]
+                else:
+                    row[here[m]] += 1
 
 
 def _solve_items(

@@ -10,20 +10,22 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from recs.data.export import lengths_up_to
 from recs.data.sequences import PADDING
 from recs.ranking.lists import offsets_of, read_column, read_lists, to_arrow
 from recs.training.dataset import ARRAYS
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from recs.nn.network import SequenceNetwork
 
 ITEM_EMBEDDINGS = "item_id int, vector array<float>, bias float"
 USER_EMBEDDINGS = "user_id int, last int, vector array<float>"
 
-#: Histories that a network reads at once, and items of a batch of rows.
-_HISTORIES, _ITEMS = 256, 10_000
+#: Histories that a network reads at once, enough to keep it busy; and items of a batch of rows.
+_HISTORIES, _ITEMS = 32, 10_000
 
 
 def newest(sequences: DataFrame, upto: Iterable[str]) -> DataFrame:
@@ -38,6 +40,8 @@ def newest(sequences: DataFrame, upto: Iterable[str]) -> DataFrame:
 def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
     """Return :data:`USER_EMBEDDINGS` of the users.
 
+    On one kind of processor a user's vector is the same to the last bit whoever else is embedded.
+
     Parameters
     ----------
     histories
@@ -50,9 +54,6 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
 
     def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
-        import torch
-
-        from recs.nn.network import Histories
 
         network = _network(model)
         for batch in batches:
@@ -60,32 +61,17 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
             arrays = [read_lists(batch, name).items.reshape(len(users), -1) for name in ARRAYS]
             arrays = _known(arrays, network)
             some = (arrays[0] >= 0).any(1)
+            if not some.any():
+                continue
             users, last = users[some], last[some]
-            arrays = [values[some, -network.sizes.length :] for values in arrays]
-            # By length, so that short histories are read without their padding.
-            lengths = (arrays[0] >= 0).sum(1)
-            order = np.argsort(lengths, kind="stable")
-            vectors: np.ndarray | None = None
-            for first in range(0, len(users), _HISTORIES):
-                rows = order[first : first + _HISTORIES]
-                width = max(1, int(lengths[rows].max()))
-                parts = (np.ascontiguousarray(a[rows, -width:], np.int64) for a in arrays)
-                read = Histories(
-                    torch.from_numpy(users[rows].astype(np.int64)), *map(torch.from_numpy, parts)
-                )
-                with torch.no_grad():
-                    queries = network.queries(read).float().numpy()
-                if vectors is None:
-                    vectors = np.empty((len(users), queries.shape[1]), np.float32)
-                vectors[rows] = queries
-            if vectors is not None:
-                yield pa.RecordBatch.from_pydict(
-                    {
-                        "user_id": users,
-                        "last": last,
-                        "vector": _lists(vectors),
-                    }
-                )
+            vectors = _vectors(network, users, [values[some] for values in arrays])
+            yield pa.RecordBatch.from_pydict(
+                {
+                    "user_id": users,
+                    "last": last,
+                    "vector": _lists(vectors),
+                }
+            )
 
     return histories.select("user_id", "last", *ARRAYS).mapInArrow(embed, USER_EMBEDDINGS)
 
@@ -114,6 +100,55 @@ def item_embeddings(spark: SparkSession, model: str) -> DataFrame:
             )
 
     return spark.range(0, 1, 1, 1).mapInArrow(embed, ITEM_EMBEDDINGS)
+
+
+def _vectors(network: SequenceNetwork, users: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+    """Return float32[B, d], what the network makes of each history.
+
+    They are read in batches of one height, filled up with empty histories, and of a width that each
+    history's own length says: the last digits of sums depend on the shapes.
+
+    Parameters
+    ----------
+    network
+        What reads.
+    users : int32[B]
+    arrays : int32[B, L]
+        Items, event types and gaps of histories with an event each, padded on the left.
+    """
+    import torch
+
+    from recs.nn.network import Histories
+
+    longest = network.sizes.length
+    widths = np.array(lengths_up_to(longest))
+    lengths = np.minimum((arrays[0] >= 0).sum(1), longest)
+    own = widths[np.searchsorted(widths, lengths)]
+    read, found = [], []
+    for width in np.unique(own).tolist():
+        alike = np.flatnonzero(own == width)
+        for first in range(0, len(alike), _HISTORIES):
+            rows = alike[first : first + _HISTORIES]
+            items, event_types, gaps = (
+                _filled(values[rows], width, empty)
+                for values, empty in zip(arrays, (PADDING, PADDING, 0), strict=True)
+            )
+            owners = _filled(users[rows, None], 1, PADDING)[:, 0]
+            with torch.no_grad():
+                queries = network.queries(Histories(owners, items, event_types, gaps))
+            read.append(rows)
+            found.append(queries[: len(rows)].float().numpy())
+    return np.concatenate(found)[np.argsort(np.concatenate(read))]
+
+
+def _filled(rows: np.ndarray, width: int, empty: int) -> Tensor:
+    """Return int64[_HISTORIES, width]: the last columns of ``rows``, else ``empty``."""
+    import torch
+
+    kept = rows[:, -width:]
+    filled = torch.full((_HISTORIES, width), empty)
+    filled[: len(kept), width - kept.shape[1] :] = torch.from_numpy(kept)
+    return filled
 
 
 def _known(arrays: list[np.ndarray], network: SequenceNetwork) -> list[np.ndarray]:

@@ -127,7 +127,7 @@ class PetastormReader:
             # Petastorm calls much of pyarrow that pyarrow will drop; its version is held for that.
             warnings.simplefilter("ignore", FutureWarning)
             reader = make_batch_reader(
-                [uri if "://" in uri else f"file://{uri}" for uri in uris],
+                [_url(uri) for uri in uris],
                 schema_fields=self._fields,
                 shuffle_row_groups=False,
                 workers_count=1,
@@ -138,6 +138,12 @@ class PetastormReader:
             finally:
                 reader.stop()
                 reader.join()
+
+
+def _url(uri: str) -> str:
+    """Return a URI as Petastorm takes it, which wants a scheme of local files too."""
+    fs, path = filesystem(uri)
+    return f"file://{path}" if "file" in fs.protocol else uri
 
 
 READERS: dict[str, type[Reader]] = {"petastorm": PetastormReader, "arrow": ArrowReader}

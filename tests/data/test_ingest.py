@@ -190,6 +190,22 @@ def test_json_lines(spark: SparkSession, write: Callable[..., Path]) -> None:
     assert reasons(marked) == {"malformed": 1}
 
 
+def test_quotes_within_quotes_are_doubled(spark: SparkSession, write: Callable[..., Path]) -> None:
+    path = write("u,i,t,e,w", '1,"He said ""hi"", then left",2025-01-01,view,1')
+    assert split_accepted(ingest(spark, events_of(path)))[0].collect()[0].item == (
+        'He said "hi", then left'
+    )
+
+
+def test_equal_rows_of_a_delta_table_are_one_event(spark: SparkSession, tmp_path: Path) -> None:
+    row = ("a", "b", datetime(2025, 1, 1), "view", 1.0)
+    df = spark.createDataFrame([row, row], "u string, i string, t timestamp, e string, w double")
+    df.repartition(2).write.format("delta").save(str(tmp_path / "t"))
+    marked = ingest(spark, events_of(tmp_path / "t", format="delta"))
+    assert split_accepted(marked)[0].count() == 1
+    assert reasons(marked) == {"duplicate": 1}
+
+
 @pytest.mark.parametrize("form", ["parquet", "delta"])
 def test_typed_tables(spark: SparkSession, tmp_path: Path, form: str) -> None:
     df = spark.createDataFrame(

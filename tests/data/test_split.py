@@ -10,8 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from recs.config import Split
-from recs.data.histories import histories, pairs, with_targets
-from recs.data.split import catalogue, interactions
+from recs.data.split import catalogue, interactions, is_per_user
 
 EVENTS = (
     "user string, item string, timestamp timestamp, position bigint, event_type string, "
@@ -164,6 +163,29 @@ def test_k_core_goes_on_until_none_is_left_to_drop(spark: SparkSession) -> None:
     }  # fmt: skip
 
 
+def test_a_minimum_of_one_drops_nothing(spark: SparkSession) -> None:
+    # What u dislikes, and nobody likes, stays known; v has too few positive events.
+    rows = [event("u", "a"), event("u", "b"), event("v", "a")]
+    rows += [event("u", "z", positive=False), event("v", "z", positive=False)]
+    found = split(spark, rows, min_user_events=2)
+    assert {(user, item) for user, item, _, _ in found} == {("u", "a"), ("u", "b"), ("u", "z")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [
+        ({}, True),
+        ({"min_user_events": 2}, True),
+        ({"max_user_events": 4}, True),
+        ({"max_user_events": 4, "min_user_events": 2}, False),
+        ({"max_user_events": 4, "over_cap": "drop"}, False),
+        ({"min_item_events": 2}, False),
+    ],
+)
+def test_users_are_split_alone_unless_one_can_vanish(settings: dict[str, Any], alone: bool) -> None:
+    assert is_per_user(Split(**settings)) is alone
+
+
 def test_users_over_the_cap(spark: SparkSession) -> None:
     rows = [event("bot", item) for item in "abcdef"] + [event("u", item) for item in "abc"]
     latest = split(spark, rows, max_user_events=4)
@@ -177,52 +199,6 @@ def test_merged_repeats_are_one_event_at_the_last_place(spark: SparkSession) -> 
     assert [row[1:3] for row in split(spark, rows)] == [("a", 0), ("a", 2), ("b", 1), ("c", 3)]
     merged = split(spark, rows, repeats="merge")
     assert [row[1:3] for row in merged] == [("a", 1), ("b", 0), ("c", 2)]
-
-
-LABELLED = (
-    "user_id int, item_id int, sequence int, timestamp timestamp, event_type string, "
-    "weight double, positive boolean, split string"
-)
-
-
-@pytest.fixture
-def labelled(spark: SparkSession) -> DataFrame:
-    rows = [
-        (0, 5, 0, None, "view", 2.0, True, "train"),
-        (0, 2, 1, None, "view", 1.0, True, "train"),
-        (0, 5, 2, None, "view", 3.0, True, "train"),
-        (0, 7, 3, None, "dislike", 1.0, False, "train"),
-        (0, 3, 4, None, "view", 1.0, True, "validation"),
-        (0, 9, 5, None, "view", 1.0, True, "test"),
-        (1, 2, 0, None, "view", 1.0, True, "test"),
-    ]
-    return spark.createDataFrame(rows, LABELLED)
-
-
-def test_pairs_are_unique_and_weighted(labelled: DataFrame) -> None:
-    found = pairs(labelled, ("train",), "weight").collect()
-    assert sorted((r.user_id, r.item_id, r.value) for r in found) == [(0, 2, 1.0), (0, 5, 5.0)]
-    binary = pairs(labelled, ("train", "validation"), "binary").collect()
-    assert sorted((r.item_id, r.value) for r in binary) == [(2, 1.0), (3, 1.0), (5, 1.0)]
-
-
-def test_histories_hold_what_may_be_read_and_what_may_not_be_shown(labelled: DataFrame) -> None:
-    first, second = (
-        histories(labelled, ("train",), "binary", exclude_seen=True).orderBy("user_id").collect()
-    )
-    assert (first.history, first["values"], first.seen) == ([2, 5], [1.0, 1.0], [2, 5, 7])
-    assert (second.history, second.seen) == ([], [])
-    shown = histories(labelled, ("train",), "binary", exclude_seen=False).orderBy("user_id")
-    assert shown.collect()[0].seen == [7]
-
-
-def test_targets_come_with_all_that_is_never_a_negative(labelled: DataFrame) -> None:
-    read = histories(labelled, ("train",), "binary", exclude_seen=True)
-    rows = with_targets(read, labelled, "test").orderBy("user_id").collect()
-    assert [(r.user_id, r.targets, r.positives) for r in rows] == [
-        (0, [9], [2, 3, 5, 7, 9]),
-        (1, [2], [2]),
-    ]
 
 
 def test_catalogue_names_what_may_be_recommended(spark: SparkSession, labelled: DataFrame) -> None:

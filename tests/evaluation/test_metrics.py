@@ -136,6 +136,14 @@ def test_only_counted_targets_are_measured_but_all_take_places() -> None:
     assert found["auc"] == pytest.approx((5 / 5 + 3 / 5) / 2)
 
 
+def test_of_equal_targets_those_that_are_not_counted_come_first() -> None:
+    ranks, ties, candidates = np.array([3, 3, 3]), np.full(3, 2), np.full(3, 8)
+    for places in ([True, False, False], [False, True, False], [False, False, True]):
+        counted, offsets, k = np.array(places), np.array([0, 3]), np.array([INF])
+        row = user_metrics(offsets, ranks, ties, candidates, counted, k, 1.0)[0]
+        assert dict(zip((*AT_K, "auc"), row, strict=True))["mrr"] == pytest.approx(1 / 5)
+
+
 def test_positions_are_distinct() -> None:
     positions = positions_of(np.array([2, 2, 6]), np.array([3, 3, 0]), 0.5)
     assert positions.tolist() == [3, 4, 6]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 
-from recs.evaluation.ranks import DIFFERENCES, METRICS, evaluate_ranks, sum_ranks
+from recs.evaluation.ranks import DIFFERENCES, METRICS, sum_ranks
 
 SCHEMA = (
     "model string, protocol string, split string, user_id int, item_id int, rank bigint, "
@@ -47,7 +47,8 @@ def test_values_by_hand(spark: SparkSession) -> None:
         ("m", *where, 2, 10, 2, 1, 5, 90, True),
         ("m", *where, 3, 12, None, 0, 5, 0, False),
     ]
-    rows = evaluate_ranks(spark.createDataFrame(ranks, SCHEMA), ks=(2,), replicates=50).collect()
+    frame = spark.createDataFrame(ranks, SCHEMA)
+    rows = sum_ranks(frame, ks=(2,), replicates=50).metrics(spark).collect()
     expected = {
         ("hr", 2, "all"): (1 / 3, 3),
         ("recall", 2, "all"): (0.5 / 3, 3),
@@ -64,9 +65,7 @@ def test_values_by_hand(spark: SparkSession) -> None:
         row = _value(rows, "m", metric, k, where_)
         assert (row.value, row.users) == (pytest.approx(value), users), (metric, where_)
         assert row.lower <= row.value + 1e-12 and row.value <= row.upper + 1e-12
-    half = evaluate_ranks(
-        spark.createDataFrame(ranks, SCHEMA), ks=(2,), ties="half", replicates=50
-    ).collect()
+    half = sum_ranks(frame, ks=(2,), ties="half", replicates=50).metrics(spark).collect()
     assert _value(half, "m", "mrr", None).value == pytest.approx((1 + 1 / 2.5) / 3)
 
 
@@ -79,6 +78,19 @@ def test_same_bits_for_any_partitions_and_order(spark: SparkSession) -> None:
         found = [_sorted(totals.metrics(spark)), _sorted(totals.differences(spark, "poor"))]
         assert found == (expected or found)
         expected = found
+
+
+def test_slices_of_tied_targets_do_not_depend_on_the_order_of_rows(spark: SparkSession) -> None:
+    where = ("m", "full", "test", 1)
+    # Two targets share the first place with each other alone, a third comes after them.
+    ranks = [(*where, item, 1 + item // 2 * 2, 1 - item // 2, 9, 1, item != 1) for item in range(3)]
+    for rows in (ranks, ranks[::-1]):
+        totals = sum_ranks(spark.createDataFrame(rows, SCHEMA), ks=(1,), replicates=10)
+        found = {
+            row.slice: row.value
+            for row in totals.metrics(spark).where("metric = 'mrr' AND k IS NULL").collect()
+        }
+        assert found == {"all": 1, "warm": 1, "short": 1, "head": 1 / 2, "tail": 1 / 2}
 
 
 def test_differences_are_paired(spark: SparkSession) -> None:
@@ -100,7 +112,8 @@ def test_interval_is_that_of_the_mean(spark: SparkSession) -> None:
     # Half of 400 users hit: the standard error of the mean is 0.5 / 20.
     rows = [("m", "full", "test", u, 0, 1 + u % 2, 0, 9, 1, True) for u in range(400)]
     frame = spark.createDataFrame(rows, SCHEMA)
-    found = _value(evaluate_ranks(frame, ks=(1,), replicates=1000).collect(), "m", "hr", 1)
+    metrics = sum_ranks(frame, ks=(1,), replicates=1000).metrics(spark)
+    found = _value(metrics.collect(), "m", "hr", 1)
     assert found.value == 0.5
     assert found.lower == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
     assert found.upper == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
@@ -108,11 +121,11 @@ def test_interval_is_that_of_the_mean(spark: SparkSession) -> None:
 
 def test_slices_are_optional_and_mistakes_named(spark: SparkSession) -> None:
     frame = spark.createDataFrame(_ranks(12), SCHEMA)
-    plain = evaluate_ranks(frame.drop("history_length", "head"), ks=(10,), replicates=10)
-    assert {row.slice for row in plain.collect()} == {"all"}
+    plain = sum_ranks(frame.drop("history_length", "head"), ks=(10,), replicates=10)
+    assert {row.slice for row in plain.metrics(spark).collect()} == {"all"}
     with pytest.raises(ValueError, match="ties 'best'"):
-        evaluate_ranks(frame, ties="best")
+        sum_ranks(frame, ties="best")
     with pytest.raises(ValueError, match="ranks lack column candidates"):
-        evaluate_ranks(frame.drop("candidates"))
+        sum_ranks(frame.drop("candidates"))
     with pytest.raises(ValueError, match="baseline worst has no ranks; there are good, poor"):
         sum_ranks(frame, replicates=10).differences(spark, "worst")

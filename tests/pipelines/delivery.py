@@ -20,7 +20,10 @@ CONFIG = {
         ],
         "types": {"view": {}, "dislike": {"polarity": "negative"}},
     },
-    "items": [{"path": "items.csv", "item": "item", "title": "title", "categories": "genres"}],
+    "items": [
+        {"path": path, "item": "item", "title": "title", "categories": "genres"}
+        for path in ("left.csv", "right.csv")
+    ],
     "slim": {"l1": 0.1, "l2": 0.1},
     "recommend": {"k": 5},
     "evaluate": {"ks": [1, 5], "bootstrap": 20, "protocols": ["full"]},
@@ -45,8 +48,9 @@ def deliver(folder: Path, day: int, users: range) -> None:
 def make_delivery(folder: Path) -> Path:
     """Write the first day, the items and ``tiny.yaml``."""
     folder.mkdir(parents=True)
-    genres = "\n".join(f"item{n},Title {n},{'left' if n < 10 else 'right'}" for n in range(20))
-    (folder / "items.csv").write_text("item,title,genres\n" + genres + "\n")
+    for genre, numbers in (("left", range(10)), ("right", range(10, 20))):
+        rows = "".join(f"item{n},Title {n},{genre}\n" for n in numbers)
+        (folder / f"{genre}.csv").write_text("item,title,genres\n" + rows)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     deliver(folder, 1, range(30))
     return folder

@@ -177,7 +177,7 @@ def test_a_run_that_finished_training_takes_it_over(
 def test_shuffled_histories_are_measured(finished: tuple[Configure, Lake, dict[str, Any]]) -> None:
     configure, lake, document = finished
     given = ("sequentiality={shuffles: 1, min_count: 2, k: 5}", "run_id=shuffled")
-    run_stages([STAGES["sequentiality"]], configure(*GIVEN, *given), lake)
+    done = run_stages([STAGES["sequentiality"]], configure(*GIVEN, *given), lake).finished
     (row,) = rows_of(lake, "model_sequentiality")
     (ndcg,) = (
         metric["value"]
@@ -186,7 +186,8 @@ def test_shuffled_histories_are_measured(finished: tuple[Configure, Lake, dict[s
     )
     assert (row["model"], row["k"], row["ndcg"]) == ("sasrec", 5, pytest.approx(ndcg))
     assert 0 < row["jaccard"] < 1 and row["shuffled_ndcg"] != row["ndcg"]
-    assert read_changes(lake, "shuffled")[0]["jaccard"] == pytest.approx(row["jaccard"], abs=1e-4)
+    (shown,) = read_changes(lake, done["sequentiality"])
+    assert shown["jaccard"] == pytest.approx(row["jaccard"], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -336,6 +337,7 @@ class TestTuning:
 
         def train(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
             jobs.append(job)
+            write_file(f"{job.checkpoints}/latest", b"step-1")
             if len(jobs) == 2:
                 raise LaunchError("killed")
             write_file(f"{job.folder}/model/weights", b"weights")
@@ -362,6 +364,7 @@ class TestTuning:
         assert "best: " + " ".join(f"networks.sasrec.{k}={best[k]}" for k in keys) in shown
         (kept,) = Path(lake.location.root).glob("studies/backtest/sasrec/first/trial-*")
         assert f"model: {kept}/model" in shown and (kept / "model" / "weights").is_file()
+        assert not (kept / "checkpoints").exists()
 
         assert main(command) == 0  # finished: nothing is trained again
         assert len(jobs) == 5

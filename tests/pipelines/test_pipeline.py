@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from recs.config import Config
 from recs.data.ingest import TooManyRejects
 from recs.lake import Lake, LakeError
 from recs.runs import Ledger, MissingTable
+from recs.slim.fit import NotConverged
 from tests.pipelines.delivery import configurer, deliver, make_delivery
 
 Configure = Callable[..., Config]
@@ -48,6 +50,7 @@ def test_events_become_recommendations_and_metrics(finished: tuple[Configure, La
     values = {(m["model"], m["metric"], m["k"]): m["value"] for m in document["metrics"]}
     assert values["slim", "hr", 5] > values["popularity", "hr", 5]
     assert {row[0] for row in committed(lake, "quarantine", "reason")} == {"null_user"}
+    assert len(committed(lake, "items", "item")) == 20
     lists = committed(lake, "recommendations", "model", "user", "item", "run_id")
     assert {row[3] for row in lists} == {"first"}
     # Even users live on the left items: SLIM never shows them the others.
@@ -92,6 +95,41 @@ def test_models_that_know_what_is_ranked_are_refused(
     configure, _, _ = finished
     with pytest.raises(LakeError, match="run it again with evaluate.split=validation"):
         run(configure("evaluate.split=validation"), stage)
+
+
+def test_lists_of_another_fit_are_not_measured(
+    finished: tuple[Configure, Lake, dict], tmp_path: Path
+) -> None:
+    configure, _, _ = finished
+    root = tmp_path / "copied"
+    shutil.copytree(configure().root, root)
+    run(configure(f"root={root}", "slim.l1=0.2"), "fit_slim")
+    with pytest.raises(LakeError, match="the lists of slim are not of its last fit"):
+        run(configure(f"root={root}"), "evaluate")
+    # Weights that know of validation events are no start for those that must not.
+    warm = ("slim.warm_start=true", "slim.warm_tolerance=0.9", "evaluate.split=validation")
+    lake, _ = run(configure(f"root={root}", *warm), "fit_slim")
+    assert min(row[0] for row in committed(lake, "item_fits", "iterations")) > 0
+
+
+def test_a_run_that_is_asked_for_again_tells_of_itself(
+    finished: tuple[Configure, Lake, dict],
+) -> None:
+    configure, _, document = finished
+    _, other = run(configure("run_id=other", "evaluate.ks=[1]"), "evaluate")
+    assert {row["k"] for row in other["metrics"]} == {1, None}
+    assert run(configure("run_id=first"), "evaluate")[1]["metrics"] == document["metrics"]
+
+
+def test_nothing_held_out_is_told(spark: SparkSession, configured: Configure) -> None:
+    late = "split={method: global_time, validation_from: 2030-01-01, test_from: 2031-01-01}"
+    fitting = ("ingest", "vocabulary", "split", "fit_popularity", "recommend")
+    config = configured("models=popularity", late)
+    run(config, *fitting)
+    with pytest.raises(LakeError, match="no positive event is held out as test"):
+        run(config, "evaluate")
+    with pytest.raises(LakeError, match="no positive event is held out as validation"):
+        run(configured(late, "evaluate.split=validation"), "tune_slim")
 
 
 def test_serve_mode_fits_on_everything_beside_the_backtest(
@@ -158,6 +196,24 @@ def test_next_day_reads_only_what_is_new_and_keeps_numbers(
     assert len(committed(lake, "events")) == 30 * 6 + 1 + 15 * 6 + 1
 
 
+def test_a_copied_lake_reads_on_without_the_one_it_was_copied_from(
+    spark: SparkSession, configured: Configure, delivery: Path, tmp_path: Path
+) -> None:
+    lake, _ = run(configured(), "ingest")
+    copied = tmp_path / "copied"
+    shutil.copytree(lake.location.root, copied)
+    deliver(delivery, 2, range(2))
+    for root in (copied, lake.location.root):
+        lake, _ = run(configured(f"root={root}"), "ingest")
+        newest = Ledger(lake).newest("ingest")
+        assert newest is not None
+        assert json.loads(newest.details["rejected"]) == {"null_user": 1}
+        assert len(list(Path(root, "_work", "checkpoints").iterdir())) == 1
+    shutil.rmtree(copied / "_work")
+    with pytest.raises(LakeError, match="put it back from a copy of the lake, or take a new root"):
+        run(configured(f"root={copied}"), "ingest")
+
+
 def test_too_many_rejects_leave_the_lake_as_it_was(
     spark: SparkSession, configured: Configure, delivery: Path
 ) -> None:
@@ -186,6 +242,19 @@ def test_tuning_measures_the_grid_on_validation(finished: tuple[Configure, Lake,
     trials = committed(lake, "trials", "value", "nonzeros", "split")
     assert [trial[1] > 0 for trial in trials] == [False, True]
     assert trials[0][0] < trials[1][0] and trials[0][2] == "validation"
+
+
+def test_a_cell_of_the_grid_that_does_not_converge_counts_as_0(
+    finished: tuple[Configure, Lake, dict],
+) -> None:
+    configure, _, _ = finished
+    given = ["tune_slim.l2=[0.1]", "evaluate.split=validation", "slim.max_iterations=1"]
+    lake, _ = run(configure(*given, "tune_slim.l1=[0.1, 1000]"), "tune_slim")
+    trials = committed(lake, "trials", "users", "value", "nonzeros")
+    assert trials[0] == (0, 0.0, None)
+    assert trials[1][0] == 30 and trials[1][2] == 0
+    with pytest.raises(NotConverged, match=r"no trial of slim .* l1=0\.1, l2=0\.1: \d+ items"):
+        run(configure(*given, "tune_slim.l1=[0.1]"), "tune_slim")
 
 
 def test_command_line_prints_one_document(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,22 @@ from pyspark import cloudpickle
 from pyspark.sql import DataFrame, Row, SparkSession
 
 from recs.matrix import write_csr
-from recs.ranking.embeddings import write_embeddings
-from recs.ranking.files import ItemCatalogue, save_array, write_catalogue
+from recs.ranking.embeddings import EmbeddingScorer, write_embeddings
+from recs.ranking.files import ItemCatalogue, load_array, save_array, write_catalogue
 from recs.ranking.jobs import rank, recommend, score
 from recs.ranking.lists import Lists, offsets_of
 from recs.ranking.popularity import PopularityModel, write_popularity
 from recs.ranking.protocols import RankingProtocol
-from recs.ranking.scoring import DenseScores, Reasons, Recommender, SparseScores, no_reasons
+from recs.ranking.scoring import (
+    BLOCK_SCORES,
+    DenseScores,
+    Reasons,
+    Recommender,
+    SparseScores,
+    no_reasons,
+)
 from recs.ranking.slim import SlimModel, SlimScorer
+from recs.storage import SCHEMES
 
 USERS, ITEMS, K, WIDTH = 12, 30, 5, 4
 Build = Callable[[SparkSession, str], Recommender]
@@ -125,6 +134,7 @@ def rows() -> list[dict]:
                 "history": history,
                 "values": [1.0 + n % 2 for n in range(len(history))],
                 "vector": random.normal(size=WIDTH).tolist() if user else None,
+                "history_length": len(history) + user % 2,  # not all of it is read
                 "seen": sorted(items[:6]),
                 "targets": items[6:8],
                 "positives": sorted(items[:8]),
@@ -137,7 +147,8 @@ def rows() -> list[dict]:
 def _frame(spark: SparkSession, rows: list[dict], partitions: int = 2) -> DataFrame:
     schema = (
         "user_id int, history array<int>, values array<float>, vector array<float>, "
-        "seen array<int>, targets array<int>, positives array<int>, candidates array<int>"
+        "history_length int, seen array<int>, targets array<int>, positives array<int>, "
+        "candidates array<int>"
     )
     return spark.createDataFrame([Row(**row) for row in rows], schema).repartition(partitions)
 
@@ -183,7 +194,7 @@ def test_ranks_agree_with_scores(
         row, values = by_user[r.user_id], scores[r.user_id]
         nothing = model.name == "slim" and not values.any()
         assert (r.model, r.protocol) == (model.name, protocol)
-        assert r.history_length == len(row["history"])
+        assert r.history_length == row["history_length"]
         if protocol == "full":
             candidates = set(np.flatnonzero(catalogue.recommendable)) - set(row["seen"])
             rankable = r.item_id in candidates
@@ -248,6 +259,23 @@ def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
             np.testing.assert_array_equal(batch.values[a:b], single.values)
         elif isinstance(batch, DenseScores):
             np.testing.assert_array_equal(batch.values[u : u + 1], single.values)
+
+
+def test_large_catalogues_are_scored_in_bounded_memory() -> None:
+    num_items, num_users = 150_000, 60
+    random = np.random.default_rng(2)
+    vectors = random.normal(size=(num_items, WIDTH)).astype(np.float32)
+    scorer = EmbeddingScorer(vectors, np.zeros(num_items, np.float32))
+    users = random.normal(size=(num_users, WIDTH)).astype(np.float32)
+    histories = Lists(offsets_of(np.zeros(num_users, int)), np.zeros(0, np.int32), None, users)
+    tracemalloc.start()
+    scores = scorer.scores(histories).values
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < scores.nbytes + 1.1 * 4 * BLOCK_SCORES
+    for user in (0, 54, 59):
+        alone = scorer.scores(histories.rows(user, user + 1)).values
+        np.testing.assert_array_equal(alone[0], scores[user])
 
 
 def test_fallback_fills_in_for_users_without_history(
@@ -331,6 +359,32 @@ def test_missing_arrays_read_as_empty_ones() -> None:
     batch = pa.RecordBatch.from_pydict({"items": pa.array([[1, 2], None, [], [3]])})
     lists = read_lists(batch.slice(1), "items")
     assert lists.offsets.tolist() == [0, 0, 0, 1] and lists.items.tolist() == [3]
+
+
+def test_arrays_on_remote_storage_are_mapped_once_a_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCHEMES, "memory", "memory")
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path))
+    for array in (np.arange(12.0).reshape(4, 3), np.array([True, False]), np.zeros((0, 2))):
+        uri = save_array(array, "memory://arrays", "array")
+        assert uri == save_array(array.copy(), "memory://arrays", "array")
+        found = load_array(uri)
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype and not found.flags.writeable
+    assert len(list(tmp_path.glob("*/*/array.npy"))) == 3
+    assert save_array(np.zeros(2), "memory://arrays", "a") != save_array(
+        np.zeros(2, np.int64), "memory://arrays", "a"
+    )
+
+
+def test_arrays_are_written_without_copies(tmp_path: Path) -> None:
+    array = np.zeros((2**22, 32), np.int8)
+    tracemalloc.start()
+    save_array(array, str(tmp_path), "array")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < array.nbytes / 2
 
 
 def test_vectors_refuse_repeated_and_foreign_items(spark: SparkSession, tmp_path: Path) -> None:

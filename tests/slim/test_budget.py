@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 import pytest
 from pyspark.sql import SparkSession
@@ -48,6 +50,23 @@ def test_what_does_not_fit_is_told_with_the_mend() -> None:
         BudgetError, match=r"take \d+ MiB a host.*memory_budget_mb is 1: raise it, or"
     ):
         plan(np.full(1000, 1000), 1000, True, budget=MB, workers=2)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_just_fits_has_its_whole_first_working_set(workers: int) -> None:
+    many = np.full(5_000, 100)
+
+    def fits(budget: int) -> bool:
+        try:
+            return plan(many, 1000, True, budget=budget, workers=workers).max_working_set > 0
+        except BudgetError:
+            return False
+
+    least = bisect_left(range(64 * MB), True, key=fits)
+    for extra in (0, 1_000, 30_000, 100_000, MB):
+        found = plan(many, 1000, True, budget=least + extra, workers=workers)
+        assert found.max_working_set >= solver.WORKING_SET
+    assert not fits(least - 1) and found.head > 0
 
 
 def test_workers_of_a_host(spark: SparkSession) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from recs.matrix import MatrixError
-from recs.slim import budget
+from recs.matrix import CsrFiles, MatrixError, write_array, write_manifest
+from recs.slim import budget, streamed
 from recs.slim.budget import BudgetError, Plan
 from recs.slim.fit import (
     NotConverged,
@@ -201,3 +201,16 @@ def test_neighbours_of_a_matrix_that_no_host_holds(
     kept = again.orderBy("item_id").collect()
     assert all(row.iterations == 0 for row in kept)
     assert [row.weights for row in kept] == [row.weights for row in rows]
+
+
+def test_items_of_one_streamed_table_share_any_number_of_users(tmp_path: Path) -> None:
+    times, height = 257, 2**16  # 2^24 + 2^16 users, of one file that is read again and again
+    shard = {"name": "s", "start": 0, "stop": height, "nnz": 2 * height, "least": 1, "greatest": 1}
+    write_array(str(tmp_path), "s-counts.npy", np.full(height, 2))
+    write_array(str(tmp_path), "s-indices.npy", np.tile(np.array([0, 2], np.int32), height))
+    write_manifest(str(tmp_path), {"dtype": None, "shards": [shard] * times})
+    by_user = CsrFiles(str(tmp_path))
+    problem = StreamedProblem(times * height, 3, by_user, by_user, str(tmp_path), 2)
+    table = streamed._table(problem, np.array([0, 2]))
+    assert table.itemsize == 4
+    assert np.triu(table).tolist() == [[times * height] * 2, [0, times * height]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recs.storage import SCHEMES
 from recs.training.dataset import ARRAYS, TrainingSet, TrainingSetError, open_training_set
-from recs.training.feeds import Batch, Feed, FeedName, columns_of
+from recs.training.feeds import Batch, Feed, FeedName, _url, columns_of
 from recs.training.plan import File, Plan
 from tests.training.conftest import LANES, LENGTH, NUM_USERS, histories
 
@@ -147,6 +148,13 @@ class TestFeeds:
                     targets[int(user)] = int(target)
         assert targets == {user: items[-1] for user, items in enumerate(histories())}
 
+    def test_a_folder_may_be_named_by_a_uri(
+        self, training_set: TrainingSet, reader: FeedName
+    ) -> None:
+        for folder in (f"file:{training_set.folder}", f"file://{training_set.folder}"):
+            found = rows_of(list(feed_of(open_training_set(folder), reader).batches(0)))
+            assert found == rows_of(list(feed_of(training_set, reader).batches(0)))
+
     def test_a_failure_to_read_is_raised(self, training_set: TrainingSet, reader: FeedName) -> None:
         feed = feed_of(training_set, reader)
         lost = [file._replace(name="lost.parquet") for file in feed.plan.files]
@@ -164,6 +172,13 @@ def test_leaving_a_feed_early_ends_its_thread(training_set: TrainingSet) -> None
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() <= before + 2  # pyarrow's own
+
+
+def test_petastorm_reads_dbfs_where_it_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEMES, "memory", "memory")
+    assert _url("dbfs:/mnt/x.parquet") == "file:///dbfs/mnt/x.parquet"
+    assert _url("/data/x.parquet") == "file:///data/x.parquet"
+    assert _url("memory://bucket/x.parquet") == "memory://bucket/x.parquet"
 
 
 class TestPlan:
