@@ -18,6 +18,9 @@ MODES: tuple[Mode, ...] = ("backtest", "serve")
 #: never order anything: in some files they follow the first appearance and would leak the future.
 EVENT_ORDER = ("timestamp", "position", "source", "line")
 
+#: What stands where a sequence has no item or event type.
+PADDING = -1
+
 #: Share of a held-out target: which part of a user's history an interaction belongs to.
 SPLITS = ("train", "validation", "test")
 

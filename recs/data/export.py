@@ -15,15 +15,13 @@ from recs.matrix import write_csr
 from recs.ranking.files import write_vectors
 from recs.storage import filesystem, join
 from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
-from recs.training.plan import File
+from recs.training.plan import File, lengths_up_to
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Numbers in a column of a file, about: 4 MiB.
 _FILE_NUMBERS = 2**20
-#: Lengths of neighbouring files differ by this factor, down to the shortest.
-_RATIO, _SHORTEST = 2**0.5, 8
 # Rows are numbered in so many parts of each length, each sorted by a task.
 _SLICES = 256
 
@@ -122,16 +120,6 @@ def with_targets(sequences: DataFrame, interactions: DataFrame) -> DataFrame:
     held_out = interactions.where(F.col("positive") & (F.col("split") == "validation"))
     targets = held_out.groupBy("user_id").agg(F.min_by("item_id", "sequence").alias("target"))
     return histories.where("_newest = 1").drop("_newest").join(targets, "user_id")
-
-
-def lengths_up_to(longest: int) -> list[int]:
-    """Return the lengths that files may have, ascending.
-
-    >>> lengths_up_to(50)
-    [9, 12, 18, 25, 35, 50]
-    """
-    count = 1 + max(0, int(np.floor(np.log(longest / _SHORTEST) / np.log(_RATIO))))
-    return sorted({round(longest / _RATIO**n) for n in range(count)})
 
 
 def _write(

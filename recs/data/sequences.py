@@ -16,13 +16,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recs.config import Sequences
-from recs.schema import SPLITS
+from recs.schema import PADDING, SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-#: What stands where a sequence has no item or event type.
-PADDING = -1
 
 _UPTO = ("train", "validation")
 _NO_TIME = -(1 << 40)  # seconds; below any time that Spark knows

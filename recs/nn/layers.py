@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from recs.nn.network import PADDING, Histories, Settings, Sizes
+from recs.nn.network import Histories, Settings, Sizes
 from recs.nn.tables import WHOLE, Tables
+from recs.schema import PADDING
 
 DropoutShare = Annotated[float, Field(ge=0, lt=1)]
 

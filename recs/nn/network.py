@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from recs.nn.samplers import random_bits
 from recs.nn.tables import WHOLE, Tables
+from recs.schema import PADDING
 from recs.settings import Strict
-
-#: What stands where a history has no item or event type.
-PADDING = -1
 
 
 class Histories(NamedTuple):
@@ -27,7 +25,7 @@ class Histories(NamedTuple):
     ----------
     users : int64[B]
     items : int64[B, L]
-        Item ids; :data:`PADDING` on the left.
+        Item ids; :data:`~recs.schema.PADDING` on the left.
     event_types : int64[B, L]
         Numbers of event types; :data:`PADDING` where ``items`` is.
     gaps : int64[B, L]

@@ -29,9 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from recs.nn.losses import Loss, LossSettings
 from recs.nn.models import build
-from recs.nn.network import PADDING, Chances, Examples, Histories, SequenceNetwork, Sizes
+from recs.nn.network import Chances, Examples, Histories, SequenceNetwork, Sizes
 from recs.nn.samplers import Places, Previous, UserPositives
 from recs.nn.tables import WHOLE, ShardedTables, Tables, sharded
+from recs.schema import PADDING
 from recs.storage import join, write_file
 from recs.training.checkpoint import Checkpoint, Shard, load_checkpoint, save_checkpoint
 from recs.training.dataset import ARRAYS, TrainingSet, open_training_set

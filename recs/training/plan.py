@@ -22,6 +22,19 @@ import numpy as np
 # What a random generator is for; no two purposes draw the same numbers.
 _DEAL, _STEPS, _ROWS = range(3)
 
+#: Lengths of neighbouring buckets differ by this factor, down to the shortest.
+_RATIO, _SHORTEST = 2**0.5, 8
+
+
+def lengths_up_to(longest: int) -> list[int]:
+    """Return the lengths that files may have, ascending.
+
+    >>> lengths_up_to(50)
+    [9, 12, 18, 25, 35, 50]
+    """
+    count = 1 + max(0, int(np.floor(np.log(longest / _SHORTEST) / np.log(_RATIO))))
+    return sorted({round(longest / _RATIO**n) for n in range(count)})
+
 
 class File(NamedTuple):
     """A file of a training set: its name, rows, and the length of their arrays."""

@@ -14,7 +14,7 @@ from recs.nn.layers import (
     UserLookup,
     visible,
 )
-from recs.nn.network import PADDING
+from recs.schema import PADDING
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from recs.nn.losses import full_cross_entropy
 from recs.nn.models import MODELS, build, model_class
-from recs.nn.network import PADDING, Chances, Histories, SequenceNetwork, Sizes
+from recs.nn.network import Chances, Histories, SequenceNetwork, Sizes
+from recs.schema import PADDING
 
 SIZES = Sizes(num_users=6, num_items=20, num_event_types=3, length=12)
 CAUSAL = sorted(set(MODELS) - {"bert4rec"})

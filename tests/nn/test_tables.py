@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from recs.nn import tables as module
 from recs.nn.losses import Loss, LossSettings
 from recs.nn.models import MODELS, build
-from recs.nn.network import PADDING, Histories, Sizes
+from recs.nn.network import Histories, Sizes
 from recs.nn.samplers import Places
 from recs.nn.tables import WHOLE, ShardedTables, Tables, sharded
+from recs.schema import PADDING
 from recs.training.optimizer import clip_gradients, make_optimizer
 from recs.training.settings import Optimizer
 

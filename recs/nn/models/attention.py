@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recs.nn.layers import Encoder, EncoderSettings, EventLookup
-from recs.nn.network import PADDING, Chances, Examples, Histories, SequenceNetwork, Sizes
+from recs.nn.network import Chances, Examples, Histories, SequenceNetwork, Sizes
+from recs.schema import PADDING
 
 
 class SASRec(SequenceNetwork):
