@@ -227,9 +227,9 @@ def _load(config: str, overrides: list[str] | None) -> Config:
     path = Path(config)
     shipped = conf_folder() / path.name
     # Not for a path of one's own that is not there: another file would run in its place.
-    if not path.is_file() and path in (Path(path.name), Path("conf", path.name)):
-        path = shipped if shipped.is_file() else path
-    return load_config(path, overrides)
+    by_name = path in (Path(path.name), Path("conf", path.name))
+    found = shipped if by_name and not path.is_file() and shipped.is_file() else path
+    return load_config(found, overrides)
 
 
 def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, verbose: bool) -> None:

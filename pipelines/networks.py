@@ -16,7 +16,7 @@ from recs.data.split import catalogue
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
 from recs.runs import Finished, Ledger
-from recs.storage import join, remove_tree
+from recs.storage import join, new_folder, remove_tree
 from recs.training import embed
 from recs.training.launch import launch
 from recs.training.settings import Network, TrainingJob
@@ -45,8 +45,7 @@ def run_export(job: Job) -> None:
     types = job.read("event_type_ids").collect()
     positive = [name for name, kind in events.types.items() if kind.polarity == "positive"]
     folder = job.lake.location.training_set(config.mode, job.run.run_id)
-    remove_tree(folder)  # what a killed attempt has left
-    try:
+    with new_folder(folder):
         export.export(
             train,
             measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
@@ -61,9 +60,6 @@ def run_export(job: Job) -> None:
             lanes=config.export.lanes,
             seed=config.seed,
         )
-    except BaseException:
-        remove_tree(folder)
-        raise
     job.note_splits(splits)
     job.run.after_commit(lambda: _remove_old_sets(job))
 

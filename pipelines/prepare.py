@@ -15,7 +15,7 @@ from recs.config import NETWORKS
 from recs.data import entities, histories, ingest, split, vocabulary
 from recs.lake import LakeError
 from recs.runs import Ledger
-from recs.storage import copy_tree, folder_name, join, keep_in_folder, remove_tree
+from recs.storage import copy_tree, folder_name, join, keep_in_folder, new_folder
 
 log = logging.getLogger("recs")
 
@@ -25,12 +25,9 @@ def run_ingest(job: Job) -> None:
     checkpoint = folder_name(f"{job.run.run_id}-{job.run.attempt}")
     all_runs = job.lake.location.work("checkpoints")
     folder = join(all_runs, checkpoint)
-    try:
+    with new_folder(folder):
         _read_events(job, folder)
         _entities(job)
-    except BaseException:
-        remove_tree(folder)
-        raise
     # By its name, for a lake may be moved or copied.
     job.run.details["checkpoint"] = checkpoint
     job.run.after_commit(lambda: keep_in_folder(all_runs, checkpoint))
@@ -38,7 +35,6 @@ def run_ingest(job: Job) -> None:
 
 def _read_events(job: Job, checkpoints: str) -> None:
     config, run = job.config, job.run
-    remove_tree(checkpoints)
     last = Ledger(job.lake).newest("ingest")
     if last is not None:
         known = job.lake.location.work("checkpoints", last.details["checkpoint"])

@@ -168,6 +168,17 @@ def remove_tree(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+@contextmanager
+def new_folder(uri: str) -> Iterator[None]:
+    """Let the block fill a folder, of which nothing is there before, nor after it has failed."""
+    remove_tree(uri)
+    try:
+        yield
+    except BaseException:
+        remove_tree(uri)
+        raise
+
+
 def keep_in_folder(uri: str, name: str) -> None:
     """Remove all folders under ``uri`` but the one of this name."""
     fs, path = filesystem(uri)
