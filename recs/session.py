@@ -175,13 +175,9 @@ def _require_java() -> None:
 
 
 def _require_delta(session: SparkSession) -> None:
-    try:
-        session.range(0).sparkSession.sql("SELECT 1").collect()
-        catalog = session.conf.get("spark.sql.extensions", "") or ""
-    except Exception as error:
-        raise SessionError(f"the Spark session does not answer: {error}") from error
+    extensions = session.conf.get("spark.sql.extensions", "") or ""
     on_databricks = "DATABRICKS_RUNTIME_VERSION" in os.environ
-    if "DeltaSparkSessionExtension" not in catalog and not on_databricks:
+    if "DeltaSparkSessionExtension" not in extensions and not on_databricks:
         raise SessionError(
             f"the Spark session lacks Delta: start it with --packages {DELTA_PACKAGE} and "
             + " ".join(f"--conf {key}={value}" for key, value in DELTA_CONF.items())

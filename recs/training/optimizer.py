@@ -76,12 +76,13 @@ def make_optimizer(settings: Optimizer, network: nn.Module) -> torch.optim.Optim
     ]
     groups = [group for group in groups if group["params"]]
     if settings.name == "adagrad":
-        return torch.optim.Adagrad(groups, lr=settings.rate)
+        return torch.optim.Adagrad(groups, lr=settings.rate, eps=settings.eps)
     # One kernel for all parameters: on small networks most of a step is the optimizer otherwise.
     return RowAdam(
         groups,
         lr=settings.rate,
         betas=settings.betas,
+        eps=settings.eps,
         fused=True,
         decoupled_weight_decay=settings.name == "adamw",
     )

@@ -24,6 +24,10 @@ class Optimizer(Strict):
     ----------
     rate
         Learning rate after the warm-up.
+    eps
+        What is added to the root of a gradient's mean square before a step is divided by it. The
+        gradient of full cross-entropy for a rare item is tiny and nearly always away from all
+        histories; with an eps far below it, Adam makes of it steps as large as of any other.
     warm_up_steps
         Steps over which it rises from 0.
     decay
@@ -40,6 +44,7 @@ class Optimizer(Strict):
     rate: _Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[_Share, _Share] = (0.9, 0.98)
+    eps: _Rate = 1e-8
     warm_up_steps: Annotated[int, Field(ge=0)] = 100
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     clip: _Rate | None = 5.0

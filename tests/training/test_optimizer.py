@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,22 @@ def test_sparse_updates_are_of_read_rows_alone() -> None:
     others = [0, 2, 3, 5]
     assert torch.equal(table[others], before[others])
     assert (optimizer.state[table]["exp_avg"][others] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gradients_far_below_eps_hardly_move_a_row(name: Any, sparse: bool) -> None:
+    tables = ShardedTables(sparse=sparse)
+    table = tables.normal(2, 1, 1.0)
+    before = table.detach().clone()
+    kind = "sparse" if sparse else "dense"
+    settings = Optimizer(name=name, rate=0.1, weight_decay=0, eps=1e-3, tables=kind)
+    optimizer = make_optimizer(settings, torch.nn.ParameterList([table]))
+    gradients = torch.tensor([[1.0], [1e-6]])
+    (tables.read(table, torch.arange(2)) * gradients).sum().backward()
+    optimizer.step()
+    moved = (table - before).detach()
+    torch.testing.assert_close(moved, torch.tensor([[-0.1], [-1e-4]]), rtol=0.01, atol=1e-7)
 
 
 def test_clipping_counts_all_gradients_once() -> None:
