@@ -16,7 +16,7 @@ help:
 	@echo "make test       lint, format, types, and all tests but the slow ones"
 	@echo "make test-slow  the slow tests; make test-cluster those on a standalone Spark cluster"
 	@echo "make check      lint, format and types only; make format mends the first two"
-	@echo "make bench-X    run benchmarks/X.py (ARGS=data=FOLDER); make bench runs all"
+	@echo "make bench-X    run benchmarks/X.py (ARGS=data=FOLDER); make bench most of them"
 	@echo "make install    create $(VENV) with the locked versions; done by the others when due"
 	@echo "make wheel      build dist/*.whl"
 	@echo "make clean      remove $(VENV), caches and builds"

@@ -26,6 +26,7 @@ EXTRAS = {
     # pkg_resources at run time; torch below 2.10 has a known hole in torch.load, 2.13 wants a
     # newer setuptools than Petastorm bears.
     "train": [
+        "numba>=0.60",
         "numpy>=1.26,<2",
         "petastorm>=0.13.1,<0.14",
         "pyarrow>=14,<15",

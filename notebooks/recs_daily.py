@@ -2,7 +2,7 @@
 # MAGIC %md
 # MAGIC # Recommendations, once a day
 # MAGIC All stages of one configuration; what was delivered since the last run is read.
-# MAGIC Install the wheel of recs and numba as libraries of the cluster.
+# MAGIC Install the wheel of recs and numba as libraries of the cluster; networks want torch too.
 
 # COMMAND ----------
 

@@ -19,7 +19,8 @@ from recs.runs import Finished, Ledger
 from recs.storage import join, new_folder, remove_tree
 from recs.training import embed
 from recs.training.launch import launch
-from recs.training.settings import Network, TrainingJob
+from recs.training.plan import Plan
+from recs.training.settings import Network, TrainingJob, check_processes
 
 #: Tables that a network is opened from.
 NETWORK_TABLES = ("item_embeddings", "user_embeddings")
@@ -75,7 +76,8 @@ def check_networks(config: Config) -> None:
     Raises
     ------
     ConfigError
-        If a network or its loss has no such setting, or a value cannot be, or torch is missing.
+        If a network or its loss has no such setting, or a value cannot be, the processes cannot
+        share its batches, or torch is missing.
     """
     try:
         from recs.nn.models import read_settings
@@ -89,6 +91,13 @@ def check_networks(config: Config) -> None:
                 read(getattr(network, part))
             except ValueError as error:
                 raise ConfigError(f"key 'networks.{name}.{part}': {error}") from error
+        training, count = network.training, config.processes.count
+        try:
+            check_processes(training, count)
+            plan = Plan((), config.export.lanes, training.batch_size, config.seed)
+            next(plan.steps(0, 0, count), None)
+        except ValueError as error:
+            raise ConfigError(f"key 'networks.{name}.training': {error}") from error
 
 
 def run_train(job: Job) -> None:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import (
 )
 
 from recs.nn.models import MODELS
-from recs.settings import Strict
+from recs.settings import Strict, leaves
 from recs.storage import (
     StorageError,
     check_uri,
@@ -42,6 +43,9 @@ from recs.training.space import Tune
 #: Networks, and all models: those solved in Spark come first.
 NETWORKS: tuple[str, ...] = tuple(MODELS)
 MODEL_NAMES: tuple[str, ...] = ("popularity", "slim", *NETWORKS)
+
+
+_CATALOG = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 
 class ConfigError(ValueError):
@@ -341,7 +345,9 @@ class NegativeRule(Strict):
 
 
 class Negatives(Strict):
-    """Items that stand against each positive event in training.
+    """Items to stand against each positive event, as a table for models of one's own.
+
+    Networks here draw theirs afresh in every step: see ``networks.NAME.loss.sampler``.
 
     Attributes
     ----------
@@ -416,7 +422,17 @@ class Popularity(Strict):
 
 
 class Recommend(Strict):
-    """The lists."""
+    """The lists.
+
+    Attributes
+    ----------
+    k
+        Items of a list.
+    exclude_seen
+        Whether items are left out that the user has had.
+    why
+        Most items of the history that are told as reasons; networks tell none.
+    """
 
     k: PositiveInt = 20
     exclude_seen: bool = True
@@ -440,11 +456,13 @@ class Gate(Strict):
 
 
 class Evaluate(Strict):
-    """What is measured.
+    """What is measured, over the ``ks`` first items of lists.
 
     ``split: test`` fits on training and validation events and ranks the test targets;
     ``validation`` fits on training events alone. Protocol ``relevance`` asks of single items
     whether the user likes them; at least one other is given, by which targets are ranked.
+    ``baseline`` is the model that ``metric_differences`` compares the others with, where it is
+    among ``models``.
     """
 
     split: Literal["validation", "test"] = "test"
@@ -484,12 +502,19 @@ class TunedNetwork(Network):
         return Network(model=self.model, loss=self.loss, training=self.training)
 
 
+def _in_spark(value: Any) -> Any:
+    """Return a setting as Spark writes it: ``true``, ``2``."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
 class Config(Strict):
     """Everything a pipeline needs."""
 
     name: str
     root: str
-    catalog: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$")
+    catalog: str | None = None
     mode: Literal["backtest", "serve"] = "backtest"
     seed: int = 42
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}$")
@@ -514,6 +539,14 @@ class Config(Strict):
     evaluate: Evaluate = Evaluate()
     tune_slim: TuneSlim = TuneSlim()
     spark: dict[str, str] = {}
+
+    @field_validator("spark", mode="before")
+    @classmethod
+    def _as_spark_writes_them(cls, value: Any) -> Any:
+        """Take numbers, booleans and nested keys: an override ``spark.a.b=2`` nests them."""
+        if not isinstance(value, dict):
+            return value
+        return {key: _in_spark(setting) for key, setting in leaves(value)}
 
     @field_validator("models", mode="before")
     @classmethod
@@ -569,6 +602,15 @@ class Config(Strict):
                     f"{list(self.events.types)}"
                 )
         return self
+
+    @field_validator("catalog")
+    @classmethod
+    def _names_a_schema(cls, value: str | None) -> str | None:
+        if value is not None and not _CATALOG.fullmatch(value):
+            raise ValueError(
+                "give 'schema' or 'catalog.schema', of letters, digits and underscores"
+            )
+        return value
 
     @field_validator("root", "data")
     @classmethod

@@ -97,6 +97,16 @@ def test_credentials_are_in_no_message(file: Path) -> None:
         assert "TOPSECRET" not in str(error.value) and "key ''" not in str(error.value)
 
 
+def test_spark_takes_numbers_booleans_and_overrides(file: Path) -> None:
+    file.write_text(yaml.safe_dump(MINIMAL | {"spark": {"spark.task.resource.gpu.amount": 1}}))
+    config = load(file, "spark.spark.sql.shuffle.partitions=400", "spark.spark.x.enabled=false")
+    assert config.spark == {
+        "spark.task.resource.gpu.amount": "1",
+        "spark.sql.shuffle.partitions": "400",
+        "spark.x.enabled": "false",
+    }
+
+
 def test_a_path_is_read_by_one_source_of_events(file: Path) -> None:
     sources = MINIMAL["events"]["sources"] * 2
     file.write_text(yaml.safe_dump({"events": {"sources": sources}}))

@@ -237,7 +237,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: str, shard: Shard = _ALONE, agreed: Callable[[bool], bool] = lambda whole: whole
+    folder: str, shard: Shard = _ALONE, gather: Callable[[Any], list[Any]] = lambda value: [value]
 ) -> Checkpoint | None:
     """Return the latest checkpoint under ``folder``, or the newest that is whole.
 
@@ -247,17 +247,20 @@ def load_checkpoint(
     ----------
     shard
         Which process this is; all of them call this.
-    agreed
-        Whether all processes say so: one that is damaged for one of them is passed over by all.
+    gather
+        What all processes give: a checkpoint that is damaged or absent for one is passed over by
+        all.
     """
     latest = (read_file(join(folder, _LATEST)) or b"").decode(errors="replace")
-    for step in sorted(_steps(folder), key=lambda step: f"step-{step}" != latest):
+    # The first process's list goes for all: a store may not show all of them the same yet.
+    steps, *_ = gather(sorted(_steps(folder), key=lambda step: f"step-{step}" != latest))
+    for step in steps:
         found = None
         try:
             found = _read(join(folder, f"step-{step}"), shard)
         except CheckpointError as error:
             log.warning("passed over", extra={"checkpoint": step, "reason": str(error)})
-        if agreed(found is not None):
+        if all(gather(found is not None)):
             return found
     return None
 

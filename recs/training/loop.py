@@ -433,9 +433,7 @@ class _Trainer:
             dist.barrier()
 
     def _resume(self) -> None:
-        found = load_checkpoint(
-            self.job.checkpoints, self._shard, lambda whole: all(self.ranks.gather(whole))
-        )
+        found = load_checkpoint(self.job.checkpoints, self._shard, self.ranks.gather)
         if found is None:
             return
         tensors = {

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -102,7 +102,7 @@ class MLflow:
     def __init__(self, job: TrainingJob) -> None:
         import mlflow
 
-        self._mlflow, self._told, self._at = mlflow, 0.0, 0
+        self._mlflow, self._told, self._at, self._lost = mlflow, 0.0, 0, False
         mlflow.start_run(run_name=job.name)
         told = {"model": job.name, "seed": job.seed, "folder": redact_text(job.folder)}
         mlflow.log_params(told | _flat(job.network.model_dump(mode="json")) | job.versions)
@@ -111,15 +111,26 @@ class MLflow:
         now, self._at = time.monotonic(), epoch * steps + step
         if now - self._told > _SECONDS_BETWEEN_LINES:  # each is a request
             self._told = now
-            self._mlflow.log_metrics({"loss": loss, "examples_per_s": examples_per_s}, self._at)
+            told = {"loss": loss, "examples_per_s": examples_per_s}
+            self._tell(self._mlflow.log_metrics, told, self._at)
 
     def measured(self, epoch: int, metric: str, value: float) -> None:
         # "@" may not be in a name there.
-        self._mlflow.log_metric(metric.replace("@", "_at_"), value, self._at)
+        self._tell(self._mlflow.log_metric, metric.replace("@", "_at_"), value, self._at)
 
     def close(self) -> None:
         failed = sys.exc_info()[0] is not None
-        self._mlflow.end_run("FAILED" if failed else "FINISHED")
+        self._tell(self._mlflow.end_run, "FAILED" if failed else "FINISHED")
+
+    def _tell(self, tell: Callable[..., Any], *values: Any) -> None:
+        """Tell the server; hours of training do not end with it, nor wait for it again."""
+        if self._lost:
+            return
+        try:
+            tell(*values)
+        except Exception as error:
+            self._lost = True
+            print(f"MLflow is told no more: {redact_text(str(error))}", flush=True)
 
 
 class _All:

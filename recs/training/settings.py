@@ -22,8 +22,14 @@ class Optimizer(Strict):
 
     Attributes
     ----------
+    name
+        ``adamw`` decays weights beside Adam's step, ``adam`` within its gradient.
     rate
         Learning rate after the warm-up.
+    weight_decay
+        Of tables and matrices; vectors and biases are not decayed.
+    betas
+        Of Adam's means of gradients and of their squares.
     eps
         What is added to the root of a gradient's mean square before a step is divided by it. The
         gradient of full cross-entropy for a rare item is tiny and nearly always away from all
@@ -65,6 +71,8 @@ class Validation(Strict):
 
     Attributes
     ----------
+    metric, k
+        NDCG@k or HR@k.
     every
         Epochs between two measurements.
     patience
@@ -82,6 +90,11 @@ class Training(Strict):
 
     Attributes
     ----------
+    epochs
+        At most so many passes over the training set; ``validation`` may end it before.
+    feed
+        What reads the training set: ``petastorm``, or ``arrow``, which is faster and needs no more
+        than any pyarrow; batches are the same.
     length
         Longest history that the network reads; of a longer one a random part, another in every
         epoch. None: that of the sequences but one, as each event asks for the next.
@@ -91,6 +104,8 @@ class Training(Strict):
         Parts that a process takes its share of a batch in, one after the other.
     precision
         ``bf16`` computes products in bfloat16; weights stay float32.
+    compile
+        Whether ``torch.compile`` makes kernels for the network.
     sharded
         Whether each process holds only its part of the rows of the tables of items and users, for
         tables larger than a GPU: see :mod:`recs.nn.tables`.
@@ -192,16 +207,26 @@ class TrainingJob(Strict):
         return join(self.folder, "checkpoints")
 
     @model_validator(mode="after")
-    def _batch_is_shared(self) -> TrainingJob:
-        training, count = self.network.training, self.processes.count
-        size = training.batch_size
-        if training.optimizer.tables == "sparse" and count > 1 and not training.sharded:
-            raise ValueError(
-                f"sparse gradients of whole tables are not summed over {count} processes: give "
-                "training.sharded true, or optimizer.tables dense"
-            )
-        if size % count:
-            raise ValueError(
-                f"batch_size {size} cannot be shared by {count} processes: give a multiple"
-            )
+    def _fits_the_processes(self) -> TrainingJob:
+        check_processes(self.network.training, self.processes.count)
         return self
+
+
+def check_processes(training: Training, count: int) -> None:
+    """Refuse a training that so many processes cannot share.
+
+    Raises
+    ------
+    ValueError
+        With the setting at fault and the mend.
+    """
+    if training.optimizer.tables == "sparse" and count > 1 and not training.sharded:
+        raise ValueError(
+            f"sparse gradients of whole tables are not summed over {count} processes: give "
+            "training.sharded true, or optimizer.tables dense"
+        )
+    size = training.batch_size
+    if size % count:
+        raise ValueError(
+            f"batch_size {size} cannot be shared by {count} processes: give a multiple"
+        )

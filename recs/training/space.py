@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from recs.settings import Strict
+from recs.settings import Strict, leaves
 from recs.training.settings import Network
 
 #: A value of a setting.
@@ -91,7 +91,9 @@ class Tune(Strict):
     @classmethod
     def _with_dotted_keys(cls, space: Any) -> Any:
         """Take nested keys as dotted ones: an override ``tune.space.model.dim=[8]`` nests them."""
-        return dict(_leaves(space)) if isinstance(space, dict) else space
+        if not isinstance(space, dict):
+            return space
+        return dict(leaves(space, lambda value: bool({"low", "high"} & value.keys())))
 
     @model_validator(mode="after")
     def _names_settings_of_networks(self) -> Tune:
@@ -103,14 +105,6 @@ class Tune(Strict):
             if key in _COMPARED_BY:
                 raise ValueError(f"trials are compared by {key}: take it out of the space")
         return self
-
-
-def _leaves(space: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in space.items():
-        if isinstance(value, dict) and not {"low", "high"} & value.keys():
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def with_settings(network: Network, settings: Mapping[str, Value]) -> Network:

@@ -277,6 +277,8 @@ class TestLaunch:
     [
         ("networks.sasrec.model.dims=8", "'networks.sasrec.model': sasrec has no setting 'dims'"),
         ("networks.sasrec.loss.name=hinge", "'networks.sasrec.loss': .*hinge"),
+        ("processes.count=3", "'networks.sasrec.training': .* 3 processes"),
+        ("networks.sasrec.training.batch_size=9", "'networks.sasrec.training': .* 2 processes"),
     ],
 )
 def test_settings_that_cannot_be_are_told_before_anything_runs(

@@ -7,7 +7,7 @@ import pytest
 
 from recs.storage import SCHEMES
 from recs.training.dataset import ARRAYS, TrainingSet, TrainingSetError, open_training_set
-from recs.training.feeds import Batch, Feed, FeedName, _url, columns_of
+from recs.training.feeds import Batch, Feed, FeedName, PetastormReader, _url, columns_of
 from recs.training.plan import File, Plan
 from tests.training.conftest import LANES, LENGTH, NUM_USERS, histories
 
@@ -162,6 +162,12 @@ class TestFeeds:
         broken = Feed(training_set, "train", plan, reader, feed.columns, 100)
         with pytest.raises(Exception, match="lost.parquet"):
             list(broken.batches(0))
+
+
+def test_petastorm_that_never_returns_a_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PetastormReader, "_read", lambda reader, uris: [])
+    with pytest.raises(OSError, match="did not return set/lost.parquet: train with feed=arrow"):
+        list(PetastormReader(["items"]).read(["set/lost.parquet"]))
 
 
 def test_leaving_a_feed_early_ends_its_thread(training_set: TrainingSet) -> None:

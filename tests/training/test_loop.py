@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +419,16 @@ class TestCheckpoints:
         save_checkpoint(folder, 2, self.checkpoint(2), keep=2)
         assert [path.name for path in Path(folder).glob("step-*")] == ["step-2"]
         assert load_checkpoint(folder) is not None
+
+    def test_one_that_another_process_does_not_see_is_passed_over(self, folder: str) -> None:
+        for step in (5, 10):
+            save_checkpoint(folder, step, self.checkpoint(step), keep=2)
+        answers: Iterator[Any] = iter(
+            [[[10, 5], []], [True, False], [True, True]]
+        )  # of this process and another
+        found = load_checkpoint(folder, gather=lambda value: next(answers))
+        assert found is not None and found.state == {"value": 5}
+        assert next(answers, None) is None
 
     def test_none_is_none(self, folder: str) -> None:
         assert load_checkpoint(folder) is None

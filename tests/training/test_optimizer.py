@@ -43,7 +43,7 @@ def test_gradients_far_below_eps_hardly_move_a_row(name: Any, sparse: bool) -> N
     tables = ShardedTables(sparse=sparse)
     table = tables.normal(2, 1, 1.0)
     before = table.detach().clone()
-    kind = "sparse" if sparse else "dense"
+    kind: Any = "sparse" if sparse else "dense"
     settings = Optimizer(name=name, rate=0.1, weight_decay=0, eps=1e-3, tables=kind)
     optimizer = make_optimizer(settings, torch.nn.ParameterList([table]))
     gradients = torch.tensor([[1.0], [1e-6]])

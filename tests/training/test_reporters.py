@@ -7,6 +7,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -100,3 +101,18 @@ def test_mlflow_is_told_where_it_is_configured(
     ]
     assert tracking.parameters["model.dim"] == 16
     assert tracking.parameters["training.optimizer.name"] == "adamw"
+
+
+def test_a_training_goes_on_without_a_tracking_server_that_is_lost(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking = Tracking()
+    monkeypatch.setitem(sys.modules, "mlflow", tracking)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking")
+    with reporter_of(job) as reporter:
+        monkeypatch.setattr(tracking, "log_metrics", MagicMock(side_effect=OSError("no route")))
+        for step in (1, 2, 3):
+            reporter.step(0, step, 3, 2.5, 1234.0)
+        reporter.measured(0, "ndcg@10", 0.25)
+    assert tracking.told == ["sasrec"]
+    assert capsys.readouterr().out.count("MLflow is told no more: no route") == 1
