@@ -43,8 +43,7 @@ from recs.training.space import Tune
 #: Networks, and all models: those solved in Spark come first.
 NETWORKS: tuple[str, ...] = tuple(MODELS)
 MODEL_NAMES: tuple[str, ...] = ("popularity", "slim", *NETWORKS)
-
-
+#: A schema, or a catalog and a schema.
 _CATALOG = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 

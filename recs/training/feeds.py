@@ -32,8 +32,8 @@ _PADDING = {"gaps": 0}  # of other columns it is -1
 _WINDOWS = 3  # what a random generator is for; the plan has the numbers before
 _FILES_AHEAD, _FILES_AT_ONCE = 4, 16
 _BATCHES_AHEAD = 4
-#: Petastorm ends early now and then, not every time.
-_MOST_READS = 10
+#: Petastorm ends early now and then, not before the first file so many times in turn.
+_MOST_EMPTY = 10
 
 T = TypeVar("T")
 
@@ -115,11 +115,14 @@ class PetastormReader:
 
     def _read_all(self, uris: list[str]) -> list[Rows]:
         found: list[Rows] = []
-        for _ in range(_MOST_READS):
-            found += self._read(uris[len(found) :])
-            if len(found) == len(uris):
-                return found
-        raise OSError(f"Petastorm did not return {uris[len(found)]}: train with feed=arrow")
+        empty = 0
+        while len(found) < len(uris):
+            rows = self._read(uris[len(found) :])
+            found += rows
+            empty = 0 if rows else empty + 1
+            if empty == _MOST_EMPTY:
+                raise OSError(f"Petastorm did not return {uris[len(found)]}: train with feed=arrow")
+        return found
 
     def _read(self, uris: list[str]) -> list[Rows]:
         """Return the rows of the files, or of the first of them."""
