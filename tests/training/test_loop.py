@@ -423,9 +423,8 @@ class TestCheckpoints:
     def test_one_that_another_process_does_not_see_is_passed_over(self, folder: str) -> None:
         for step in (5, 10):
             save_checkpoint(folder, step, self.checkpoint(step), keep=2)
-        answers: Iterator[Any] = iter(
-            [[[10, 5], []], [True, False], [True, True]]
-        )  # of this process and another
+        # What this process and another say: which steps they see, and whether each is whole.
+        answers: Iterator[Any] = iter([[[10, 5], []], [True, False], [True, True]])
         found = load_checkpoint(folder, gather=lambda value: next(answers))
         assert found is not None and found.state == {"value": 5}
         assert next(answers, None) is None
