@@ -33,12 +33,15 @@ class EventSettings(Settings):
         Width of the vectors.
     dropout
         Share of numbers that are dropped in training.
+    event_dropout
+        Share of events that networks do not see in training, though they are still asked for.
     event_types
         Whether an event is its item's vector plus its type's, not its item's alone.
     """
 
     dim: PositiveInt = 64
     dropout: DropoutShare = 0.2
+    event_dropout: DropoutShare = 0.0
     event_types: bool = False
 
     @property
@@ -138,6 +141,10 @@ class UserLookup(Lookup):
 class EventLookup(nn.Module):
     """What a network sees of an event: its item's vector and, where wanted, its type's.
 
+    In training a share of the events is zeros, as padding is, but keeps its place: the network
+    learns not to hang on any one event (Tan, Xu and Liu 2016), which counts where histories are
+    short and items rare. Nothing is scaled up for it.
+
     Parameters
     ----------
     sizes
@@ -156,17 +163,22 @@ class EventLookup(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
+        self.hidden = settings.event_dropout
         self.items = Lookup(sizes.num_items, settings.dim, std, sizes.tables)
         self.types = (
             Lookup(sizes.num_event_types, settings.dim, std) if settings.event_types else None
         )
 
     def forward(self, histories: Histories) -> Tensor:
-        """Return float[B, L, D]; zeros in the padding."""
+        """Return float[B, L, D]; zeros in the padding, and where the event is dropped."""
         x_BLD = self.items(histories.items)
         if self.types is not None:
             x_BLD = x_BLD + self.types(histories.event_types)
-        return x_BLD * self.scale
+        x_BLD = x_BLD * self.scale
+        if self.training and self.hidden:
+            kept_BL = torch.rand(x_BLD.shape[:2], device=x_BLD.device) >= self.hidden
+            x_BLD = x_BLD * kept_BL.unsqueeze(-1)
+        return x_BLD
 
 
 class Positions(nn.Module):

@@ -7,6 +7,8 @@ import torch
 
 from recs.nn.layers import (
     Dropout,
+    EventLookup,
+    EventSettings,
     Lookup,
     Positions,
     RelativeBias,
@@ -14,6 +16,7 @@ from recs.nn.layers import (
     UserLookup,
     visible,
 )
+from recs.nn.network import Histories, Sizes
 from recs.schema import PADDING
 
 
@@ -50,6 +53,21 @@ def test_lookup_of_padding_is_zero_and_learns_nothing() -> None:
     assert lookup.weight.grad.tolist() == [[0, 0], [1, 1], [0, 0]]
     users = UserLookup(3, 2)(torch.tensor([2, 3, 99]))
     assert (users[0] != 0).all() and (users[1:] == 0).all()
+
+
+def test_events_are_dropped_whole_and_in_training_alone() -> None:
+    torch.manual_seed(0)
+    share, shape = 0.3, (100, 50)
+    settings = EventSettings(dim=4, event_dropout=share, event_types=True)
+    events = EventLookup(Sizes(1, 20, 2, shape[1]), settings, scale=2.0)
+    items, types = torch.randint(20, shape), torch.randint(2, shape)
+    histories = Histories(torch.zeros(shape[0]), items, types, torch.zeros_like(items))
+    seen = events(histories)
+    dropped = (seen == 0).all(-1)
+    deviation = (share * (1 - share) / items.numel()) ** 0.5
+    assert abs(dropped.double().mean().item() - share) < 5 * deviation
+    whole = events.eval()(histories)
+    assert torch.equal(seen[~dropped], whole[~dropped]) and not (whole == 0).all(-1).any()
 
 
 def test_positions_count_from_the_oldest() -> None:

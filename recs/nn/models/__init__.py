@@ -62,9 +62,10 @@ def build(name: str, sizes: Sizes, settings: Mapping[str, Any]) -> SequenceNetwo
         If there is no such model or setting, or a setting's value cannot be.
 
     >>> from recs.nn.network import Sizes
-    >>> build("fmc", Sizes(num_users=2, num_items=3, num_event_types=1, length=4), {"dims": 8})
+    >>> sizes = Sizes(num_users=2, num_items=3, num_event_types=1, length=4)
+    >>> build("fmc", sizes, {"dims": 8})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: fmc has no setting 'dims'; did you mean 'dim'? There are dim, dropout, event_types
+    ValueError: fmc has no setting 'dims'; did you mean 'dim'? There are dim, ...
     """
     return model_class(name)(sizes, read_settings(name, settings))
 
