@@ -64,9 +64,13 @@ def run_evaluate(job: Job) -> None:
         job.write("judgements", reduce(DataFrame.unionByName, judgements))
         found = relevance_metrics(job.read("judgements"), settings.split)
         metrics = metrics.unionByName(found)
+    else:
+        job.clear("judgements")
     job.write("metrics", metrics.withColumn("model_version", version))
     if settings.baseline in job.config.models:
         job.write("metric_differences", totals.differences(job.spark, settings.baseline))
+    else:
+        job.clear("metric_differences")
 
 
 def require_targets(job: Job) -> None:

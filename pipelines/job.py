@@ -102,6 +102,13 @@ class Job:
         values = [[row[column.name] for column in columns] for row in rows]
         return self.write(table, self.spark.createDataFrame(values, schema), how)
 
+    def clear(self, table: str) -> None:
+        """Leave no rows of an earlier run where this one has none to write."""
+        if self.run.has(table):
+            rows = self.read(table)
+            if not rows.isEmpty():
+                self.write(table, rows.drop("run_id").limit(0))
+
     def persist(self, df: DataFrame) -> DataFrame:
         """Keep what ``df`` computes until the stage ends."""
         self._kept.append(df.persist())

@@ -72,6 +72,14 @@ def test_stages_name_the_tables_they_read_and_write(
         assert read <= {*stage.reads, *stage.writes}, stage.name
 
 
+def test_differences_are_of_the_newest_run(finished: tuple[Configure, Lake, dict]) -> None:
+    configure, lake, _ = finished
+    found = committed(lake, "metric_differences", "model", "baseline")
+    assert set(found) == {("slim", "popularity")}
+    run(configure("models=slim"), "evaluate")
+    assert not committed(lake, "metric_differences")
+
+
 def test_a_missed_gate_fails_after_all_is_written_and_shown(
     finished: tuple[Configure, Lake, dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
