@@ -138,13 +138,15 @@ def get_session(
     for key, value in {**settings, **(conf or {})}.items():
         builder = builder.config(key, value)
 
-    log = Path(tempfile.gettempdir()) / f"recs-spark-{os.getpid()}.log"
-    try:
-        with _jvm_output(None if verbose or submitted else log):
-            session = builder.getOrCreate()
-    except Exception as error:
-        tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
-        raise SessionError(f"Spark did not start: {error}\n{tail}") from error
+    # Without a name: it is gone with the JVM, which writes to it as long as it lives.
+    with tempfile.TemporaryFile() as log:
+        try:
+            with _jvm_output(None if verbose or submitted else log.fileno()):
+                session = builder.getOrCreate()
+        except Exception as error:
+            tail = os.pread(log.fileno(), 2000, max(0, os.fstat(log.fileno()).st_size - 2000))
+            told = tail.decode(errors="replace")
+            raise SessionError(f"Spark did not start: {error}\n{told}") from error
     _require_delta(session)
     if local:
         _keep_jars_off_the_workers_path(session)
@@ -193,8 +195,8 @@ def _ivy_settings() -> Path:
 
 
 @contextmanager
-def _jvm_output(log: Path | None) -> Iterator[None]:
-    """Send what the JVM started inside the block prints, for its whole life, to ``log``.
+def _jvm_output(log: int | None) -> Iterator[None]:
+    """Send what the JVM started inside the block prints, for its whole life, to the file ``log``.
 
     Ivy and log4j write to the inherited file descriptors before any Spark setting is read, so the
     descriptors themselves are swapped while the JVM starts.
@@ -205,9 +207,8 @@ def _jvm_output(log: Path | None) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with open(log, "ab") as sink:
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     try:
         yield
     finally:

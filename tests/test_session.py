@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -35,3 +37,15 @@ def test_a_session_without_delta_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(SparkSession, "getActiveSession", lambda: session)
     with pytest.raises(SessionError, match="lacks Delta: start it with --packages io.delta"):
         get_session()
+
+
+def test_a_jvm_that_does_not_start_says_why_and_leaves_no_file(tmp_path: Path) -> None:
+    code = """if True:
+        from recs.session import get_session
+        get_session("x", master="local[1]", conf={"spark.driver.memory": "1x"})
+    """
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "SessionError: Spark did not start" in done.stderr
+    assert "Invalid maximum heap size: -Xmx1x" in done.stderr
+    assert not list(tmp_path.glob("*recs*"))
