@@ -163,7 +163,7 @@ class EventLookup(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.hidden = settings.event_dropout
+        self.event_dropout = settings.event_dropout
         self.items = Lookup(sizes.num_items, settings.dim, std, sizes.tables)
         self.types = (
             Lookup(sizes.num_event_types, settings.dim, std) if settings.event_types else None
@@ -175,8 +175,8 @@ class EventLookup(nn.Module):
         if self.types is not None:
             x_BLD = x_BLD + self.types(histories.event_types)
         x_BLD = x_BLD * self.scale
-        if self.training and self.hidden:
-            kept_BL = torch.rand(x_BLD.shape[:2], device=x_BLD.device) >= self.hidden
+        if self.training and self.event_dropout:
+            kept_BL = torch.rand(x_BLD.shape[:2], device=x_BLD.device) >= self.event_dropout
             x_BLD = x_BLD * kept_BL.unsqueeze(-1)
         return x_BLD
 
