@@ -87,7 +87,8 @@ def get_session(
 
     A session that is there already (Databricks, a notebook, a test) is taken as it is. Under
     ``spark-submit`` the master and the jars are those of the submission. Otherwise Spark starts on
-    this machine with Delta's jars; what the JVM prints goes to a log file unless ``verbose``.
+    this machine with Delta's jars; what the JVM prints is shown only where it does not start, or
+    with ``verbose``.
 
     Python workers run the interpreter of the driver on one machine; on a cluster, where another
     path may hold, ``PYSPARK_PYTHON`` of the environment is left alone.
