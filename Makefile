@@ -26,10 +26,9 @@ install: $(INSTALLED)
 demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
-# The files of tests are dealt to two processes, each with its session of Spark: in their own order,
-# or the longest one, which has few tests, would come last and leave a process idle.
+# The files of tests are dealt to two processes, each with its session of Spark.
 test: java check
-	$(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster" $(ARGS)
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
 test-slow: java $(INSTALLED)
 	$(PYTEST) -m slow $(ARGS)
