@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import sum_ranks
-from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.session import get_session
 
 NUM_ITEMS = 26_744

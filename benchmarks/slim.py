@@ -29,8 +29,8 @@ from pipelines.models import MODELS
 from pipelines.prepare import INGEST, SPLIT, VOCABULARY
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages
+from recs.arrays.matrix import Csr
 from recs.config import load_config
-from recs.matrix import Csr
 from recs.runs import Ledger
 from recs.slim import gram, solver
 from recs.slim.source import Gram

@@ -17,7 +17,7 @@ from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categori
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
 from recs.lake import LakeError
-from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import Recommender

@@ -16,10 +16,10 @@ from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
 from pipelines.networks import NETWORK_TABLES, TRAIN, embedded_version, open_network
+from recs.arrays.matrix import write_csr
 from recs.config import NETWORKS, ConfigError, Slim
 from recs.data import histories
 from recs.lake import LakeError
-from recs.matrix import write_csr
 from recs.ranking.popularity import write_popularity
 from recs.ranking.scoring import Recommender
 from recs.ranking.slim import SlimModel

@@ -12,7 +12,7 @@ from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.prepare import read_histories
 from recs.lake import LakeError
-from recs.ranking.files import write_catalogue
+from recs.ranking.catalogue import write_catalogue
 from recs.ranking.jobs import recommend
 from recs.runs import Ledger
 from recs.storage import join

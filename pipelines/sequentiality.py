@@ -20,7 +20,7 @@ from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.sequentiality import Loss, losses
 from recs.evaluation.shuffling import Change, jaccard, shuffled
 from recs.lake import Lake
-from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank, recommend
 from recs.ranking.protocols import RankingProtocol
 from recs.runs import Finished

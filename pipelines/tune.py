@@ -20,7 +20,7 @@ from pipelines.prepare import read_histories
 from recs.config import Config, ConfigError
 from recs.data import histories, split
 from recs.evaluation.ranks import sum_ranks
-from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.slim.fit import (

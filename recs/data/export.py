@@ -11,8 +11,8 @@ import numpy as np
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from recs.matrix import write_csr
-from recs.ranking.files import write_vectors
+from recs.arrays.files import write_vectors
+from recs.arrays.matrix import write_csr
 from recs.storage import filesystem, join
 from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
 from recs.training.plan import File, lengths_up_to

@@ -18,9 +18,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType
 
+from recs.arrays.files import item_vector, load_array, write_arrays
+from recs.arrays.lists import read_column, read_lists, to_arrow
 from recs.config import NegativeRule, Negatives
-from recs.ranking.files import item_vector, load_array, write_arrays
-from recs.ranking.lists import read_column, read_lists, to_arrow
 from recs.sampling import EVENT, EXPLICIT, POSITIVES, EventStream, Groups, group_items
 from recs.sampling import Negatives as Drawn
 

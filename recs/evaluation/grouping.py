@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from recs.ranking.lists import read_column, to_arrow
+from recs.arrays.lists import read_column, to_arrow
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

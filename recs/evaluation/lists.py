@@ -28,11 +28,12 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from recs.arrays.files import load_array, write_arrays
+from recs.arrays.lists import offsets_of, read_column
 from recs.evaluation.bootstrap import SUMS, UNIT, Totals, estimate, replicate_means, total
 from recs.evaluation.grouping import by_user
 from recs.evaluation.ranks import METRICS
-from recs.ranking.files import ItemCatalogue, load_array, write_arrays
-from recs.ranking.lists import offsets_of, read_column
+from recs.ranking.catalogue import ItemCatalogue
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

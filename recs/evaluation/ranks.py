@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from recs.arrays.lists import offsets_of
 from recs.evaluation.bootstrap import SUMS, Sums, Totals, estimate, replicate_means, total
 from recs.evaluation.grouping import Group, by_user
 from recs.evaluation.metrics import AT_K, TIES, user_metrics
-from recs.ranking.lists import offsets_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

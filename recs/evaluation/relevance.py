@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from recs.arrays.lists import Lists, offsets_of, read_column, read_lists, to_arrow
 from recs.evaluation.ranks import METRICS
-from recs.ranking.files import ItemCatalogue
+from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import score
-from recs.ranking.lists import Lists, offsets_of, read_column, read_lists, to_arrow
 from recs.ranking.protocols import RankingProtocol, sampler_of
 from recs.ranking.scoring import Recommender
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.ranking.files import item_vector, load_array, write_arrays
-from recs.ranking.lists import Lists
+from recs.arrays.files import item_vector, load_array, write_arrays
+from recs.arrays.lists import Lists
 from recs.ranking.scoring import BLOCK_SCORES, DenseScores, Reasons, no_reasons
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _USERS_AT_ONCE = 64
 class EmbeddingModel:
     """Scores item i for user u by ⟨vector of u, vector of i⟩ + bias of i.
 
-    The histories that it reads carry the users' vectors (:attr:`recs.ranking.lists.Lists.vectors`).
+    The histories that it reads carry the users' vectors (:attr:`recs.arrays.lists.Lists.vectors`).
 
     Attributes
     ----------

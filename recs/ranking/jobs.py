@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from recs.ranking.files import ItemCatalogue
-from recs.ranking.kernels import gather, rank_among, rank_targets, top_k
-from recs.ranking.lists import (
+from recs.arrays.lists import (
     Lists,
     blocks,
     offsets_of,
@@ -28,6 +26,8 @@ from recs.ranking.lists import (
     read_vectors,
     to_arrow,
 )
+from recs.ranking.catalogue import ItemCatalogue
+from recs.ranking.kernels import gather, rank_among, rank_targets, top_k
 from recs.ranking.protocols import RankingProtocol, sampler_of
 from recs.ranking.scoring import (
     BLOCK_SCORES,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from recs.ranking.lists import Lists
+from recs.arrays.lists import Lists
 from recs.ranking.scoring import DenseScores, Scores, SharedScores, SparseScores
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.ranking.files import load_array, write_vectors
-from recs.ranking.lists import Lists
+from recs.arrays.files import load_array, write_vectors
+from recs.arrays.lists import Lists
 from recs.ranking.scoring import Reasons, SharedScores, no_reasons
 
 if TYPE_CHECKING:

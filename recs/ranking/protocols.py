@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from recs.ranking.files import ItemCatalogue
+from recs.ranking.catalogue import ItemCatalogue
 from recs.sampling import Sampler
 
 _NAME = re.compile(r"(full|given)|(uniform|popularity)([1-9][0-9]*)")

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from recs.ranking.lists import Lists
+from recs.arrays.lists import Lists
 
 #: Numbers of scores held at once by a worker; with their items, at most 64 MB.
 BLOCK_SCORES = 8_000_000

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
-from recs.ranking.lists import Lists
+from recs.arrays.lists import Lists
 from recs.ranking.scoring import Reasons, SparseScores
 
 

@@ -2,7 +2,7 @@
 
 mapInArrow is mapPartitions on Arrow batches; unlike RDDs it also runs on Spark Connect and on
 shared clusters. The matrix and its Gram reach the workers as files on shared storage, mapped into
-memory once a host (:mod:`recs.matrix`); the driver sees a line a file, and a number an item.
+memory once a host (:mod:`recs.arrays.matrix`); the driver sees a line a file, and a number an item.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.matrix import Csr, CsrFiles, MatrixError, write_array, write_csr
+from recs.arrays.matrix import Csr, CsrFiles, MatrixError, write_array, write_csr
 from recs.slim import budget, gram, solver, streamed
 from recs.slim.ranked import Ranked, item_counts, open_ranked
 from recs.slim.source import Gram, tail_starts

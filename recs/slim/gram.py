@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numba.extending import intrinsic
 
-from recs.matrix import Csr, map_cached, new_array, read_array
+from recs.arrays.matrix import Csr, map_cached, new_array, read_array
 
 #: Word operations of the bit way that cost as much as one addition of the scattering way.
 WORDS_PER_ADDITION = 8

@@ -1,7 +1,7 @@
 """A with its items numbered by popularity, by item and by user, mapped into memory once a host.
 
-Spark writes A by item, under the items' own ids (:func:`recs.matrix.write_csr`); each host makes
-the rest of that: a second shuffle of all events would cost more than a transposition.
+Spark writes A by item, under the items' own ids (:func:`recs.arrays.matrix.write_csr`); each host
+makes the rest of that: a second shuffle of all events would cost more than a transposition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from recs.matrix import Csr, CsrFiles, map_cached, new_array, read_array
+from recs.arrays.matrix import Csr, CsrFiles, map_cached, new_array, read_array
 from recs.storage import join
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from recs.matrix import CsrFiles, read_array
+from recs.arrays.matrix import CsrFiles, read_array
 from recs.slim import solver
 from recs.slim.budget import BudgetError
 from recs.slim.source import Gram

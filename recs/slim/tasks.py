@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.matrix import CsrFiles
+from recs.arrays.matrix import CsrFiles
 from recs.slim import solver
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
 """A training set on storage that all hosts reach: Parquet files and the manifest that names them.
 
 Rows are users' histories as arrays of one length a file, padded on the left. With them go all items
-that each user has wanted, as a matrix that ranks map into memory (:mod:`recs.matrix`). The manifest
-is written last: a folder without one is no training set. Nothing here needs Spark or torch.
+that each user has wanted, as a matrix that ranks map into memory (:mod:`recs.arrays.matrix`). The
+manifest is written last: a folder without one is no training set. Nothing here needs Spark or
+torch.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recs.matrix import CsrFiles
-from recs.ranking.files import load_array
+from recs.arrays.files import load_array
+from recs.arrays.matrix import CsrFiles
 from recs.storage import join, read_file, write_file
 from recs.training.plan import File
 

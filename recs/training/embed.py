@@ -10,7 +10,7 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recs.ranking.lists import offsets_of, read_column, read_lists, to_arrow
+from recs.arrays.lists import offsets_of, read_column, read_lists, to_arrow
 from recs.schema import PADDING
 from recs.training.dataset import ARRAYS
 from recs.training.plan import lengths_up_to

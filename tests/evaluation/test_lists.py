@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from recs.evaluation import lists
 from recs.evaluation.lists import evaluate_lists, write_categories
-from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 
 RECOMMENDATIONS = "model string, user_id int, rank int, item_id int"
 

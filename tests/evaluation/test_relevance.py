@@ -8,7 +8,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from recs.evaluation.relevance import judge, relevance_metrics
-from recs.ranking.files import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.ranking.popularity import write_popularity
 
 NUM_ITEMS = 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recs.arrays.lists import Lists, offsets_of
 from recs.ranking.kernels import gather, rank_among, rank_targets, top_k
-from recs.ranking.lists import Lists, offsets_of
 from recs.ranking.scoring import DenseScores, Scores, SharedScores, SparseScores
 
 USERS, ITEMS = 7, 23

@@ -14,11 +14,12 @@ import scipy.sparse
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, Row, SparkSession
 
-from recs.matrix import write_csr
+from recs.arrays.files import load_array, save_array
+from recs.arrays.lists import Lists, offsets_of
+from recs.arrays.matrix import write_csr
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.ranking.embeddings import EmbeddingScorer, write_embeddings
-from recs.ranking.files import ItemCatalogue, load_array, save_array, write_catalogue
 from recs.ranking.jobs import rank, recommend, score
-from recs.ranking.lists import Lists, offsets_of
 from recs.ranking.popularity import PopularityModel, write_popularity
 from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import (
@@ -354,7 +355,7 @@ def test_mistakes_are_named(
 
 
 def test_missing_arrays_read_as_empty_ones() -> None:
-    from recs.ranking.lists import read_lists
+    from recs.arrays.lists import read_lists
 
     batch = pa.RecordBatch.from_pydict({"items": pa.array([[1, 2], None, [], [3]])})
     lists = read_lists(batch.slice(1), "items")

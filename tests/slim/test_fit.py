@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from recs.matrix import CsrFiles, MatrixError, write_array, write_manifest
+from recs.arrays.matrix import CsrFiles, MatrixError, write_array, write_manifest
 from recs.slim import budget, streamed
 from recs.slim.budget import BudgetError, Plan
 from recs.slim.fit import (

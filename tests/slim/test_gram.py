@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recs.matrix import Csr
+from recs.arrays.matrix import Csr
 from recs.slim import gram
 
 

@@ -1,4 +1,4 @@
-"""One number per item, as files on storage that every host reaches.
+"""NumPy arrays, as files on storage that every host reaches.
 
 A Spark task writes them, so the driver holds none. A file's name carries the digest of its
 contents: a file never changes, so that workers may keep it open from one job to the next.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,58 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from recs.matrix import map_cached
+from recs.arrays.matrix import map_cached
 from recs.storage import filesystem, join, writing
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-
-@dataclass(frozen=True)
-class ItemCatalogue:
-    """The items that may be recommended and how often each was seen in training.
-
-    Attributes
-    ----------
-    recommendable_path, train_events_path
-        URIs of a bool[N] and an int64[N] ``.npy`` file.
-    """
-
-    recommendable_path: str
-    train_events_path: str
-
-    @property
-    def recommendable(self) -> np.ndarray:
-        return load_array(self.recommendable_path)
-
-    @property
-    def train_events(self) -> np.ndarray:
-        return load_array(self.train_events_path)
-
-    @property
-    def head(self) -> np.ndarray:
-        """bool[N]: the most popular fifth of the recommendable items; of equals, lower ids."""
-        return _head(self)
-
-
-@lru_cache(maxsize=8)
-def _head(catalogue: ItemCatalogue) -> np.ndarray:
-    items = np.flatnonzero(catalogue.recommendable)
-    order = np.argsort(-catalogue.train_events[items], kind="stable")
-    head = np.zeros(catalogue.recommendable.size, bool)
-    head[items[order[: round(0.2 * items.size)]]] = True
-    return head
-
-
-def write_catalogue(catalogue: DataFrame, folder: str, num_items: int) -> ItemCatalogue:
-    """Write ``catalogue`` (item_id, train_events, recommendable) as vectors under ``folder``.
-
-    Items that have no row are not recommendable and have no events.
-    """
-    paths = write_vectors(
-        catalogue, folder, num_items, {"recommendable": "bool", "train_events": "int64"}
-    )
-    return ItemCatalogue(paths["recommendable"], paths["train_events"])
 
 
 def write_vectors(
