@@ -15,7 +15,10 @@ from recs.data.histories import histories
 from recs.ranking.catalogue import ItemCatalogue, write_catalogue
 from recs.storage import join
 
-_BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
+_MAX_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
+
+#: Of a batch of rows of whole users, about.
+_BATCH_BYTES = 64 * 2**20
 
 
 def read_histories(job: Job, values: str = "binary", *, held_out: str | None = None) -> DataFrame:
@@ -69,14 +72,15 @@ def open_catalogue(job: Job) -> ItemCatalogue:
 
 @contextmanager
 def bounded_batches(spark: SparkSession) -> Iterator[None]:
-    """Send rows of whole users to Python in batches of some 64 MiB, in what is run in the block.
+    """Bound the bytes of the batches in which Python gets rows, in what is run in the block.
 
-    By their number alone, rows that hold histories and candidates take more than Arrow's 32-bit
-    offsets reach. Other rows are short and go by their number, which is faster to tell.
+    Ended by the number of rows alone, batches of users with their histories and candidates may take
+    more than Arrow's 32-bit offsets reach. Other rows are short and go by their number, which is
+    faster to tell.
     """
-    before = spark.conf.get(_BATCH_BYTES)
-    spark.conf.set(_BATCH_BYTES, str(64 * 2**20))
+    before = spark.conf.get(_MAX_BYTES)
+    spark.conf.set(_MAX_BYTES, str(_BATCH_BYTES))
     try:
         yield
     finally:
-        spark.conf.set(_BATCH_BYTES, str(before))
+        spark.conf.set(_MAX_BYTES, str(before))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import Row, SparkSession
+from pyspark.sql import functions as F
 
+import pipelines.inputs
+from pipelines.inputs import bounded_batches
 from pipelines.run import STAGES, open_lake, run_stages
 from recs.config import Config
 from recs.lake import Lake
@@ -103,3 +107,23 @@ def test_a_search_measures_as_evaluation_does(
     (trial,) = rows("trials")
     assert 0 < trial.value < 1
     assert (trial.value, trial.users) == (pytest.approx(metric.value), metric.users)
+
+
+def test_batches_of_wide_rows_are_bounded_by_bytes(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.inputs, "_BATCH_BYTES", 2**20)
+    wide = F.array_repeat(F.col("id").cast("int"), 1000).alias("wide")
+    users = spark.range(0, 2000, 1, 1).select(wide)  # 8 MB
+
+    def sizes(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield pa.RecordBatch.from_pydict({"bytes": [batch.nbytes]})
+
+    def largest() -> int:
+        return max(row.bytes for row in users.mapInArrow(sizes, "bytes long").collect())
+
+    before = largest()
+    with bounded_batches(spark):
+        bounded = largest()
+    assert before == largest() > 7e6 and bounded < 2e6
