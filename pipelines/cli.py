@@ -108,7 +108,8 @@ def tune_slim(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
     """Search l1 and l2 on validation events, reusing one Gram matrix."""
-    from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+    from pipelines.ingest import INGEST
+    from pipelines.prepare import SPLIT, VOCABULARY
     from pipelines.run import open_lake, read_trials, run_stages
     from pipelines.tune import TUNE_SLIM
 
@@ -135,8 +136,9 @@ def _tune_command(name: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         from pipelines.examples import POSITIVES, SEQUENCES
+        from pipelines.ingest import INGEST
         from pipelines.networks import EXPORT
-        from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+        from pipelines.prepare import SPLIT, VOCABULARY
         from pipelines.run import open_lake, read_trials, run_stages
         from pipelines.tune import TUNE_NETWORKS, check_spaces
 
@@ -167,7 +169,8 @@ def sequentiality(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
     """Tell what is lost when histories are shuffled: frequent sequences, quality of networks."""
-    from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+    from pipelines.ingest import INGEST
+    from pipelines.prepare import SPLIT, VOCABULARY
     from pipelines.run import open_lake, run_stages
     from pipelines.sequentiality import SEQUENTIALITY, draw, read_changes, read_losses, summary
 

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from recs.nn.models import MODELS
+from recs.schema import MAX_TYPE_WEIGHT
 from recs.settings import Strict, leaves
 from recs.storage import (
     StorageError,
@@ -109,6 +110,9 @@ class Source(Delivery):
         Around values of a csv file that hold separators; doubled, it stands for itself.
     fields
         Names of the columns of a csv file, in order; None takes them from its first line.
+    changes
+        Of a Delta table, from which only added rows are read: whether commits that change or delete
+        rows are refused, or passed over (``skip``).
     """
 
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
@@ -116,13 +120,34 @@ class Source(Delivery):
     quote: str = '"'
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     fields: list[str] | None = None
+    changes: Literal["refuse", "skip"] = "refuse"
+
+
+#: Letters of Spark's datetime patterns; others are none of them, or for printing alone.
+_PATTERN_LETTERS = set("GyMLdEaFDQqHhKkmsSVzOXx")
+
+#: Numbers since 1970.
+TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+
+
+def _time_format(form: str) -> str:
+    unquoted = re.sub(r"'[^']*'", "", form)
+    wrong = [c for c in unquoted if (c.isalpha() and c not in _PATTERN_LETTERS) or c in "%{}#"]
+    if form not in ("iso", *TIME_UNITS) and (wrong or not any(c.isalpha() for c in unquoted)):
+        said = f" ({wrong[0]!r} is no letter of one)" if wrong else ""
+        raise ValueError(
+            f"is none of iso, {', '.join(TIME_UNITS)}, and no datetime pattern of Spark{said}, as "
+            "dd/MM/yyyy HH:mm:ss is"
+        )
+    return form
 
 
 class EventColumns(Strict):
     """Which column of the data plays which role.
 
-    ``timestamp`` has no default: data without times says so with ``timestamp: null`` and is ordered
-    by ``position``, or by line where that is null too.
+    ``timestamp`` has no default: data without times says so with ``timestamp: null``. ``position``,
+    a whole number, orders events of one time, or all of them where there are no times; what ties
+    are left, lines of files break.
     """
 
     user: str
@@ -135,13 +160,21 @@ class EventColumns(Strict):
 
 
 class EventSource(Source):
-    """Event files; ``held_out`` names the split that the data set's own files give them."""
+    """Event files; ``held_out`` names the split that the data set's own files give them.
+
+    ``timestamp_format`` is of texts and numbers: ``iso`` (a date, with or without a time of day),
+    ``seconds``, ``milliseconds``, ``microseconds`` or ``nanoseconds`` since 1970, or a datetime
+    pattern of Spark. Times that Parquet and Delta keep as such are taken as they are.
+    """
 
     columns: EventColumns
-    timestamp_format: str = Field(
-        "iso", description="seconds, milliseconds, iso, or a Spark datetime pattern"
-    )
+    timestamp_format: Annotated[str, AfterValidator(_time_format)] = "iso"
     held_out: Literal["train", "validation", "test"] | None = None
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether it is known of what unit numbers are that stand for times."""
+        return self.timestamp_format in TIME_UNITS
 
     @model_validator(mode="after")
     def _order_is_known(self) -> EventSource:
@@ -160,7 +193,7 @@ class EventType(Strict):
     before the user, who may not take it: neither a positive nor seen, but it can be a negative.
     """
 
-    weight: NonNegative = 1.0
+    weight: Annotated[NonNegative, Field(le=MAX_TYPE_WEIGHT)] = 1.0
     polarity: Literal["positive", "negative", "shown"] = "positive"
 
 
@@ -192,6 +225,7 @@ class CandidateSource(Delivery):
     """Candidate lists in NCF's form: ``(user,item)`` and its candidates, tab separated."""
 
     format: Literal["ncf"] = "ncf"
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
 
 
 class ItemSource(Source):

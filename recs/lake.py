@@ -170,6 +170,12 @@ class Lake:
             reader = reader.option("versionAsOf", version)
         address = self.address(name)
         df = reader.table(address) if self.location.catalog is not None else reader.load(address)
+        missing = [c.name for c in TABLES[name].columns if c.name not in df.columns]
+        if missing:
+            raise LakeError(
+                f"table {address} has no column {missing[0]!r}, for another recs wrote it: give "
+                "the lake another root, and deliver the raw data again"
+            )
         # A version written before a migration reads null in the columns that came later.
         later = [column for column in TABLES[name].added if column.name not in df.columns]
         return df.withColumns({c.name: F.lit(None).cast(c.type) for c in later}) if later else df
@@ -230,6 +236,11 @@ class Lake:
             raise LakeError(
                 f"table {address} has schema version {found}, this recs knows {table.version}: "
                 "install a newer recs"
+            )
+        if found < table.first:
+            raise LakeError(
+                f"table {address} has schema version {found}, and this recs begins with "
+                f"{table.first}: give the lake another root, and deliver the raw data again"
             )
         if found < table.version:
             self._migrate(table)

@@ -195,6 +195,28 @@ def _ivy_settings() -> Path:
     return path
 
 
+def num_tasks(session: SparkSession) -> int:
+    """Return how many tasks a shuffle is cut into."""
+    value = session.conf.get("spark.sql.shuffle.partitions", "") or ""
+    return int(value) if value.isdigit() else 3 * session.sparkContext.defaultParallelism
+
+
+@contextmanager
+def settings(session: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
+    """Set settings of the session, and put back what was there before when the block ends."""
+    before = {key: session.conf.get(key, None) for key in values}
+    for key, value in values.items():
+        session.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                session.conf.unset(key)
+            else:
+                session.conf.set(key, value)
+
+
 @contextmanager
 def _jvm_output(log: int | None) -> Iterator[None]:
     """Send what the JVM started inside the block prints, for its whole life, to the file ``log``.

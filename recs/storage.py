@@ -111,10 +111,21 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def may_exist(uri: str) -> bool:
     """Tell whether a path or glob finds anything; True of remote ones, which are not looked at."""
-    if SCHEMES[_scheme(uri)] != "file":
+    if not is_local(uri):
         return True
     fs, path = filesystem(uri)
-    return bool(fs.glob(path))
+    return bool(fs.exists(path) or fs.glob(path))
+
+
+def exists(uri: str) -> bool:
+    """Tell whether there is a file or folder."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether a path or URI is of this machine's own file system."""
+    return SCHEMES[_scheme(uri)] == "file"
 
 
 def has_scheme(path: str) -> bool:
