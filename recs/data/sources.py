@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
 
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -302,8 +303,8 @@ def _schema_of(
     """Return the columns of all files; what only some of them have is null in the others."""
     try:
         return spark.read.option("mergeSchema", "true").parquet(*paths).schema
-    except PySparkException as error:
-        if "MERGE" not in (error.getCondition() or ""):
+    except (PySparkException, Py4JJavaError) as error:
+        if "CANNOT_MERGE" not in str(error):
             raise
     # Files differ in a column's type. Those that nobody asks for do not matter.
     kinds: dict[str, tuple[T.DataType, str]] = {}
