@@ -24,9 +24,10 @@ import numpy as np
 import scipy.sparse as sp
 from common import arguments, data_file, report
 
+from pipelines.ingest import INGEST
 from pipelines.job import run_stage
 from pipelines.models import MODELS
-from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+from pipelines.prepare import SPLIT, VOCABULARY
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages
 from recs.arrays.matrix import Csr

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
@@ -104,7 +104,8 @@ def _read_events(job: Job, deliveries: _Deliveries) -> None:
         if new:
             good, repeated = _read_source(job, source, new)
             accepted, repeats = accepted + good, repeats + repeated
-    rejected, examples = {}, {}
+    rejected: dict[str, int] = {}
+    examples: dict[str, str] = {}
     if job.run.rows_written("quarantine"):
         own = job.run.read("quarantine").where(F.col("run_id") == job.run.run_id)
         rejected, examples = ingest.count(own)
@@ -158,11 +159,7 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
 
 
 def _put_aside(
-    job: Job,
-    rejected: DataFrame,
-    source: str | Column,
-    line: str | Column,
-    new: Sequence[Delivered],
+    job: Job, rejected: DataFrame, source: str, line: str, new: Sequence[Delivered]
 ) -> None:
     """Write rejected rows (_raw, _reason, and their place) to ``quarantine``."""
     rows = rejected.select(RAW, REASON, F.col(source).alias("source"), F.col(line).alias("line"))

@@ -210,11 +210,11 @@ def settings(session: SparkSession, values: Mapping[str, str]) -> Iterator[None]
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
+        for key, earlier in before.items():
+            if earlier is None:
                 session.conf.unset(key)
             else:
-                session.conf.set(key, value)
+                session.conf.set(key, earlier)
 
 
 @contextmanager

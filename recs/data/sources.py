@@ -240,9 +240,9 @@ def _header(heads: dict[str, str], source: Source) -> list[str]:
             )
     if len(source.separator) > 1:
         return [name.strip().strip(source.quote) for name in text.split(source.separator)]
-    quoting = csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE
-    quote = source.quote or None
-    parsed = csv.reader([text], delimiter=source.separator, quotechar=quote, quoting=quoting)
+    if not source.quote:
+        return [name.strip() for name in text.split(source.separator)]
+    parsed = csv.reader([text], delimiter=source.separator, quotechar=source.quote)
     return [name.strip() for name in next(parsed)]
 
 

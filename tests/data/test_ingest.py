@@ -74,7 +74,7 @@ def reasons(parsed: DataFrame) -> dict[str, int]:
 def kept(parsed: DataFrame, earlier: DataFrame | None = None) -> tuple[list[Row], list[Row]]:
     """Return the events without repeats, and these."""
     good = parsed.where(f"{REASON} IS NULL")
-    repeated = duplicates(good, earlier, has_times=good.first()["timestamp"] is not None)
+    repeated = duplicates(good, earlier, has_times=good.where("timestamp IS NULL").isEmpty())
     once, again = without(parsed, repeated)
     return once.orderBy("source", "line").collect(), again.orderBy("source", "line").collect()
 
