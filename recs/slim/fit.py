@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.arrays.matrix import Csr, CsrFiles, MatrixError, write_array, write_csr
+from recs.arrays.matrix import (
+    Csr,
+    CsrFiles,
+    MatrixError,
+    default_blocks,
+    write_array,
+    write_csr,
+)
 from recs.slim import budget, gram, solver, streamed
 from recs.slim.ranked import Ranked, item_counts, open_ranked
 from recs.slim.source import Gram, tail_starts
@@ -146,7 +153,7 @@ def prepare(
         If A does not fit the budget, and ``max_neighbours`` is None.
     """
     spark = interactions.sparkSession
-    blocks = blocks or _default_blocks(spark)
+    blocks = blocks or default_blocks(spark)
     weighted = "value" in interactions.columns
     if weighted:
         from pyspark.sql import functions as F
@@ -240,7 +247,7 @@ def solve(
         without an event have empty arrays.
     """
     options.check()
-    blocks = min(blocks or _default_blocks(spark), problem.num_items)
+    blocks = min(blocks or default_blocks(spark), problem.num_items)
     if isinstance(problem, StreamedProblem):
         return streamed.solve(spark, problem, options, warm_start=warm_start, blocks=blocks)
     options = options._replace(
@@ -303,10 +310,6 @@ def require_converged(fits: DataFrame) -> int:
             "thousands of weights may need a larger l1, max_neighbours, or memory_budget_mb"
         )
     return solved
-
-
-def _default_blocks(spark: SparkSession) -> int:
-    return int(spark.conf.get("spark.sql.shuffle.partitions", "200") or 200)
 
 
 def _write_gram(
