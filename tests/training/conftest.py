@@ -9,8 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recs.data.export import export, with_targets
 from recs.training.dataset import TrainingSet
+from recs.training.export import export, with_targets
 
 NUM_USERS, NUM_ITEMS, LENGTH, LANES = 120, 30, 40, 4
 
