@@ -378,6 +378,11 @@ def read_manifest(folder: str) -> dict[str, Any]:
     return json.loads(_manifest_text(folder))
 
 
+def is_written(folder: str) -> bool:
+    """Tell whether ``folder`` holds a finished matrix."""
+    return read_file(join(folder, "manifest.json")) is not None
+
+
 def _manifest_text(folder: str) -> str:
     content = read_file(join(folder, "manifest.json"))
     if content is None:
@@ -434,7 +439,7 @@ def map_cached(
         NAME to read-only mapped array.
     """
     digest = hashlib.sha256(f"{folder}\n{manifest_text}".encode()).hexdigest()[:32]
-    cache = _host_cache()
+    cache = host_cache()
     target = cache / digest
     if not os.environ.get("SPARK_LOCAL_DIRS"):  # Spark's scratch space goes as a whole
         _remove_old(cache, digest)
@@ -458,7 +463,7 @@ def read_array(folder: str, name: str) -> np.ndarray:
         return np.load(file, allow_pickle=False)
 
 
-def _host_cache() -> Path:
+def host_cache() -> Path:
     """Return the local folder for mapped arrays.
 
     In a Spark worker it is the executor's own scratch space, which goes when the executor does;
@@ -492,7 +497,7 @@ def _remove_old(cache: Path, digest: str) -> None:
             return  # somebody is opening something; the next to come will do
         oldest = time.time() - _KEPT_SECONDS
         for path in cache.iterdir():
-            if path.stem == digest or path.stat().st_mtime >= oldest:
+            if path.stem in (digest, "compiling") or path.stat().st_mtime >= oldest:
                 continue
             if path.is_dir():
                 shutil.rmtree(path)

@@ -19,6 +19,7 @@ from numba import njit
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from recs.arrays.compiling import call_compiled
 from recs.arrays.lists import offsets_of, to_arrow
 from recs.arrays.streams import by_user, last_user, packed, run_starts
 from recs.config import Sequences
@@ -86,8 +87,8 @@ def sequences(
     def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tracks = _Tracks.empty(length)
         for events in _unpacked(batches, length + 1) if newest_only else map(_columns, batches):
-            yield _rows(_windows(*events, tracks, stride, pause, False))
-        yield _rows(_windows(*_NO_EVENTS, tracks, stride, pause, True))
+            yield _rows(call_compiled(_windows, *events, tracks, stride, pause, False))
+        yield _rows(call_compiled(_windows, *_NO_EVENTS, tracks, stride, pause, True))
 
     return by_user(events).mapInArrow(task, _SEQUENCES_SCHEMA)
 
@@ -143,7 +144,7 @@ def _chunking(most: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.Rec
 
 def _newest(events: _Events, most: int) -> _Events:
     """Return the last ``most`` events of each run, and of each run's training events."""
-    chosen = _choose(events[0], events[2], most)
+    chosen = call_compiled(_choose, events[0], events[2], most)
     return events[0][chosen], events[1][chosen], events[2][chosen]
 
 
