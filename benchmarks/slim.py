@@ -34,7 +34,7 @@ from recs.arrays.matrix import Csr
 from recs.config import load_config
 from recs.runs import Ledger
 from recs.slim import gram, solver
-from recs.slim.source import Gram
+from recs.slim.gram import Gram
 
 THREADS = 2
 #: Repeats of our own run, which takes a fraction of a second; the median counts.

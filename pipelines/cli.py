@@ -211,7 +211,7 @@ STAGE_COMMANDS = {
     "ingest": "Read new events, items, users and candidate lists; put bad rows in quarantine.",
     "vocabulary": "Number new users and items.",
     "split": "Order events and put each in training, validation or test.",
-    "sequences": "Write the last events of users as arrays of one length.",
+    "sequences": "Write the last events of users as arrays.",
     "positives": "Write all items that each user has wanted.",
     "negatives": "Draw the negatives of every positive event.",
     "fit_popularity": "Count how popular items are.",

@@ -72,7 +72,7 @@ def _event_type_ids(job: Job, settings: Sequences) -> dict[str, int]:
 
 SEQUENCES = Stage(
     "sequences",
-    "Write the last events of users as arrays of one length.",
+    "Write the last events of users as arrays.",
     reads=("interactions", "event_type_ids"),
     writes=("sequences",),
     settings=("mode", "events.types", "sequences"),

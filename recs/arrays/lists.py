@@ -105,6 +105,21 @@ def to_arrow(offsets: np.ndarray, values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
 
 
+def right_aligned(lists: Lists, width: int, fill: int) -> np.ndarray:
+    """Return int32[B, width]: the last entries of each list, with ``fill`` before them.
+
+    >>> right_aligned(Lists(np.array([0, 1, 4]), np.array([7, 1, 2, 3])), 2, -1).tolist()
+    [[-1, 7], [2, 3]]
+    """
+    lengths = np.diff(lists.offsets)
+    dropped = np.maximum(lengths - width, 0)
+    places = np.arange(len(lists.items)) - np.repeat(lists.offsets[:-1], lengths)
+    rows = np.full((lists.num_rows, width), fill, np.int32)
+    filled = np.arange(width) >= (width - lengths)[:, None]
+    rows[filled] = lists.items[places >= np.repeat(dropped, lengths)]
+    return rows
+
+
 def blocks(sizes: np.ndarray, budget: int) -> Iterator[tuple[int, int]]:
     """Cut users into runs whose sizes sum to at most ``budget``; a run has at least one user.
 

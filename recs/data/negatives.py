@@ -20,6 +20,7 @@ from pyspark.sql.types import ArrayType
 
 from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import read_column, read_lists, to_arrow
+from recs.arrays.streams import by_user, packed
 from recs.config import NegativeRule, Negatives
 from recs.sampling import EVENT, EXPLICIT, POSITIVES, EventStream, Groups, group_items
 from recs.sampling import Negatives as Drawn
@@ -104,8 +105,7 @@ def negatives(
                 yield _to_arrow(keys, item_ids, drawn)
 
     rows = _rows(interactions, user_positives, config.explicit, fit_splits)
-    by_user = rows.repartition(F.shiftright("key", 32)).sortWithinPartitions("key")
-    return by_user.mapInArrow(draw, _NEGATIVES)
+    return by_user(rows).mapInArrow(draw, _NEGATIVES)
 
 
 def _rows(
@@ -119,10 +119,6 @@ def _rows(
     One number to sort by lets Spark sort by radix, without comparing rows. Events have an empty
     array, not a null: Spark fills the offsets of all nulls at a batch's end anew with each row.
     """
-
-    def key(kind: Column) -> Column:
-        return F.shiftleft(F.col("user_id").cast("bigint"), 32).bitwiseOR(kind.cast("bigint"))
-
     none = F.array().cast("array<int>")
     fitted = interactions.where(F.col("split").isin(*fit_splits))
     event = F.col("sequence") + EVENT
@@ -131,10 +127,14 @@ def _rows(
         event = F.when(F.col("positive"), event).otherwise(EXPLICIT)
     else:
         fitted = fitted.where("positive")
-    events = fitted.select(key(event).alias("key"), "item_id", none.alias("positives"))
+    events = fitted.select(
+        packed("user_id", event).alias("key"), "item_id", none.alias("positives")
+    )
     wanted = F.concat(*(F.coalesce(split, none) for split in fit_splits))
     users = user_positives.select(
-        key(F.lit(POSITIVES)).alias("key"), F.lit(-1).alias("item_id"), wanted.alias("positives")
+        packed("user_id", F.lit(POSITIVES)).alias("key"),
+        F.lit(-1).alias("item_id"),
+        wanted.alias("positives"),
     )
     return events.unionByName(users)
 

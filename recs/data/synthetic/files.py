@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from recs.arrays.streams import whole_runs
 from recs.data.synthetic.values import EVENT_TYPES, SECONDS_A_DAY, Draws, SyntheticLog
 from recs.storage import filesystem, join, remove_tree
 
@@ -198,7 +199,7 @@ def _write_files(
     """
 
     def write_task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for file, table in _by_file(batches):
+        for file, table in whole_runs(batches, "file"):
             fs, making = filesystem(join(folder, _WRITING, uuid.uuid4().hex))
             _, path = filesystem(join(folder, name(file)))
             for target in (making, path):
@@ -211,23 +212,6 @@ def _write_files(
     sorted_rows = rows.repartition(num_tasks, "file").sortWithinPartitions("file")
     written = sorted_rows.mapInArrow(write_task, "rows bigint").agg(F.sum("rows")).collect()
     return int(written[0][0])
-
-
-def _by_file(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """Gather rows that come sorted by file: yield each file's number and its rows."""
-    file, held = -1, list[pa.RecordBatch]()
-    for batch in batches:
-        files = batch.column("file").to_numpy()
-        cuts = np.flatnonzero(np.diff(files)) + 1
-        for start, stop in zip([0, *cuts], [*cuts, files.size], strict=True):
-            if held and start < stop and files[start] != file:
-                yield file, pa.Table.from_batches(held)
-                held = []
-            if start < stop:
-                file = int(files[start])
-                held.append(batch.slice(start, stop - start))
-    if held:
-        yield file, pa.Table.from_batches(held)
 
 
 def _event_rows(events: pa.Table, day: date) -> Iterator[pa.Table]:
