@@ -46,7 +46,7 @@ def different_rows(lake: Lake, other: Lake) -> dict[str, int]:
 
 
 def load(lake: Lake, name: str) -> DataFrame:
-    """Return a committed table as a reader compares it: without who wrote it, or a file's number."""
+    """Return a committed table as a reader compares it: without run, and number of a file."""
     df = lake.load(name, Ledger(lake).versions()[lake.key(name)]).drop("run_id", "source")
     return df.withColumn("context", F.to_json("context")) if "context" in df.columns else df
 
