@@ -7,17 +7,17 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
-from pipelines.prepare import read_histories
 from pipelines.recommend import require_lists
 from recs.config import Config, Gate
-from recs.data.histories import with_targets
+from recs.data.histories import with_candidates
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
 from recs.lake import LakeError
-from recs.ranking.catalogue import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import Recommender
@@ -36,10 +36,10 @@ def run_evaluate(job: Job) -> None:
     require_lists(job, versions)
     version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
     version = version[F.col("model")]
-    folder = join(job.work_folder, "catalogue")
-    catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
+    catalogue = open_catalogue(job)
     ranks, judgements = _measured_users(job, catalogue, version)
-    job.write("ranks", reduce(DataFrame.unionByName, ranks))
+    with bounded_batches(job.spark):
+        job.write("ranks", reduce(DataFrame.unionByName, ranks))
     totals = sum_ranks(
         job.read("ranks"),
         settings.ks,
@@ -48,10 +48,11 @@ def run_evaluate(job: Job) -> None:
         seed=job.config.seed,
     )
     metrics = totals.metrics(job.spark)
-    lists = job.read("recommendations").where(F.col("model").isin(*job.config.models))
+    # The fallback's lists are not the model's: of those users accuracy counts nothing either.
+    lists = job.read("recommendations").where(~F.col("fallback"))
     metrics = metrics.unionByName(
         evaluate_lists(
-            lists,
+            lists.where(F.col("model").isin(*job.config.models)),
             catalogue,
             _categories(job),
             ks=settings.ks,
@@ -61,7 +62,8 @@ def run_evaluate(job: Job) -> None:
         )
     )
     if judgements:
-        job.write("judgements", reduce(DataFrame.unionByName, judgements))
+        with bounded_batches(job.spark):
+            job.write("judgements", reduce(DataFrame.unionByName, judgements))
         found = relevance_metrics(job.read("judgements"), settings.split)
         metrics = metrics.unionByName(found)
     else:
@@ -97,6 +99,8 @@ def _measured_users(
     Models that read the same of a history share a pass.
     """
     settings, seed = job.config.evaluate, job.config.seed
+    protocols = [RankingProtocol(name, seed) for name in settings.protocols if name != RELEVANCE]
+    candidate_lists = _candidate_lists(job)
     by_values: dict[str, list[str]] = {}
     for name in job.config.models:
         by_values.setdefault(MODELS[name].values(job), []).append(name)
@@ -109,21 +113,14 @@ def _measured_users(
 
     ranks, judgements = [], []
     for values, names in by_values.items():
-        users = with_targets(
-            read_histories(job, values),
-            job.read("interactions"),
-            settings.split,
-            _candidate_lists(job),
-            shown=job.config.events.shown,
-        )
+        users = read_histories(job, values, held_out=settings.split)
+        if candidate_lists is not None:
+            users = with_candidates(users, candidate_lists)
         users = job.persist(users)
         models = [recommenders[name] for name in names]
-        for name in settings.protocols:
-            if name == RELEVANCE:
-                judgements.append(of_model(judge(users, models, catalogue, seed)))
-            else:
-                protocol = RankingProtocol(name, seed=seed)
-                ranks.append(of_model(rank(users, models, protocol, catalogue=catalogue)))
+        ranks.append(of_model(rank(users, models, protocols, catalogue=catalogue)))
+        if RELEVANCE in settings.protocols:
+            judgements.append(of_model(judge(users, models, catalogue, seed)))
     return ranks, judgements
 
 
@@ -190,6 +187,6 @@ EVALUATE = Stage(
         *MODEL_TABLES,
     ),
     writes=("ranks", "judgements", "metrics", "metric_differences"),
-    settings=("mode", "seed", "models", "evaluate", "recommend"),
+    settings=("mode", "seed", "models", "split.recommendable", "evaluate", "recommend"),
     work=run_evaluate,
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pyspark.sql import DataFrame
 
+from pipelines.inputs import read_catalogue
 from pipelines.job import Job, Stage
 from recs.config import Negatives, Sequences
 from recs.data import negatives, sequences
@@ -33,7 +34,7 @@ def run_negatives(job: Job) -> None:
     drawn = negatives.negatives(
         job.read("interactions"),
         job.read("user_positives"),
-        job.read("catalogue"),
+        read_catalogue(job),
         items,
         settings,
         fit_splits=job.fit_splits,
@@ -91,6 +92,6 @@ NEGATIVES = Stage(
     "Draw the negatives of every positive event.",
     reads=("interactions", "user_positives", "catalogue", "items", "item_ids"),
     writes=("negatives",),
-    settings=("mode", "seed", "evaluate", "negatives"),
+    settings=("mode", "seed", "split.recommendable", "evaluate", "negatives"),
     work=run_negatives,
 )

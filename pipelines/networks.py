@@ -9,9 +9,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.inputs import read_catalogue
 from pipelines.job import Job, Stage
 from recs.config import NETWORKS, Config, ConfigError
-from recs.data.split import catalogue
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
 from recs.runs import Finished, Ledger
@@ -50,7 +50,7 @@ def run_export(job: Job) -> None:
             train,
             measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
             job.read("user_positives").select("user_id", liked.alias("items")),
-            catalogue(interactions, job.read("item_ids"), splits, config.split.recommendable),
+            read_catalogue(job, splits),
             folder,
             tables=job.run.inputs,
             num_users=num_users,
@@ -259,13 +259,14 @@ EXPORT = Stage(
     reads=(
         "sequences",
         "interactions",
+        "catalogue",
         "user_positives",
         "event_type_ids",
         "user_ids",
         "item_ids",
     ),
     writes=(),
-    settings=("mode", "seed", "events.types", "sequences", "export"),
+    settings=("mode", "seed", "events.types", "split.recommendable", "sequences", "export"),
     work=run_export,
 )
 TRAIN = Stage(

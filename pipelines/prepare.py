@@ -8,8 +8,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from recs.config import NETWORKS
-from recs.data import histories, split, vocabulary
+from recs.data import split, vocabulary
+from recs.data.catalogue import catalogue
 from recs.data.files import order_of_sources
 
 log = logging.getLogger("recs")
@@ -50,7 +50,7 @@ def _warn_of_unknown_items(events: DataFrame, items: DataFrame) -> None:
 
 
 def run_split(job: Job) -> None:
-    """Put every event in its split, and name the items that may be recommended.
+    """Put every event in its split, and count the events of every item.
 
     Events are read as the newest vocabulary has read them: later ones have no numbers yet. Where a
     user's rows depend on that user's events alone, only users with new events are done.
@@ -76,41 +76,7 @@ def run_split(job: Job) -> None:
             split.require_some(events.count(), config.split)
         elif new is not None:
             job.run.replace("interactions", rows, gone=user_ids.select("user_id"))
-    # What is known before the test, whichever split is evaluated.
-    known = ("train", "validation")
-    named = split.catalogue(
-        job.read("interactions"), job.read("item_ids"), known, config.split.recommendable
-    )
-    job.write("catalogue", named)
-
-
-def read_histories(job: Job, values: str = "binary") -> DataFrame:
-    """Return what models read of each user, of the splits that they are fitted on.
-
-    Parameters
-    ----------
-    values
-        ``binary``, ``weight``, or the name of a network, whose vectors of users are added; a user
-        without one has no history to the network.
-    """
-    read = histories.histories(
-        job.read("interactions"),
-        job.fit_splits,
-        "weight" if values == "weight" else "binary",
-        exclude_seen=job.config.recommend.exclude_seen,
-        shown=job.config.events.shown,
-    )
-    if values not in NETWORKS:
-        return read
-    embedded = job.read("user_embeddings").where(F.col("model") == values)
-    read = read.join(embedded.select("user_id", "vector"), "user_id", "left")
-    unread = F.col("vector").isNull()
-    return read.withColumns(
-        {
-            name: F.when(unread, F.array().cast(read.schema[name].dataType)).otherwise(F.col(name))
-            for name in ("history", "values")
-        }
-    )
+    job.write("catalogue", catalogue(job.read("interactions"), job.read("item_ids")))
 
 
 VOCABULARY = Stage(

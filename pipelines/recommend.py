@@ -8,11 +8,11 @@ from functools import reduce
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
-from pipelines.prepare import read_histories
 from recs.lake import LakeError
-from recs.ranking.catalogue import write_catalogue
+from recs.ranking.catalogue import write_names
 from recs.ranking.jobs import recommend
 from recs.runs import Ledger
 from recs.storage import join
@@ -23,28 +23,26 @@ _LISTED = "listed"  # a detail of runs: the fit of each model
 def run_recommend(job: Job) -> None:
     """Write every model's list of every user; popularity serves users without history."""
     settings = job.config.recommend
-    folder = join(job.work_folder, "catalogue")
-    catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
+    catalogue, item_ids = open_catalogue(job), job.read("item_ids")
+    names = write_names(item_ids, join(job.work_folder, "names"), job.num_items())
+    users = job.read("user_ids").select("user_id", "user")
     fallback = MODELS["popularity"].open(job)
     lists, versions = [], {}
     for name in job.config.models:
         model = MODELS[name]
         found = recommend(
-            read_histories(job, model.values(job)),
+            read_histories(job, model.values(job)).join(users, "user_id"),
             fallback if name == "popularity" else model.open(job),
             k=settings.k,
             catalogue=catalogue,
             why=settings.why,
             fallback=None if name == "popularity" else fallback,
+            names=names,
         )
         versions[name] = model.version(job)
         lists.append(found.withColumn("model_version", F.lit(versions[name])))
-    numbered = reduce(DataFrame.unionByName, lists)
-    named = numbered.join(job.read("item_ids").select("item", "item_id"), "item_id")
-    job.write(
-        "recommendations",
-        named.join(job.read("user_ids").select("user", "user_id"), "user_id"),
-    )
+    with bounded_batches(job.spark):
+        job.write("recommendations", reduce(DataFrame.unionByName, lists))
     job.run.details[_LISTED] = json.dumps(versions)
     job.note_splits(job.fit_splits)
 
@@ -79,6 +77,6 @@ RECOMMEND = Stage(
         *MODEL_TABLES,
     ),
     writes=("recommendations",),
-    settings=("mode", "models", "recommend", "evaluate"),
+    settings=("mode", "models", "split.recommendable", "recommend", "evaluate"),
     work=run_recommend,
 )

@@ -11,16 +11,15 @@ from typing import Any
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
+from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.networks import NETWORK_TABLES, model_folder, open_network
-from pipelines.prepare import read_histories
 from recs.config import Config, ConfigError
-from recs.data.histories import with_targets
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.sequentiality import Loss, losses
 from recs.evaluation.shuffling import Change, jaccard, shuffled
 from recs.lake import Lake
-from recs.ranking.catalogue import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import rank, recommend
 from recs.ranking.protocols import RankingProtocol
 from recs.runs import Finished
@@ -42,7 +41,8 @@ def run_sequentiality(job: Job) -> None:
     # Mode serve holds nothing out, by which networks could be measured.
     embedded = _embedded(job) if job.config.mode == "backtest" else {}
     if embedded:
-        changes = _changes(job, embedded)
+        with bounded_batches(job.spark):
+            changes = _changes(job, embedded)
         job.write_rows("model_sequentiality", [asdict(change) for change in changes])
 
 
@@ -58,8 +58,7 @@ def _embedded(job: Job) -> dict[str, str]:
 
 def _changes(job: Job, embedded: dict[str, str]) -> list[Change]:
     """Measure networks on histories as they are and shuffled."""
-    folder = join(job.work_folder, "catalogue")
-    catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
+    catalogue = open_catalogue(job)
     histories = job.persist(embed.newest(job.read("sequences"), job.fit_splits))
     return [
         change
@@ -73,16 +72,11 @@ def _changes_of(
 ) -> list[Change]:
     settings, seed = job.config.sequentiality, job.config.seed
     model, folder = open_network(name, job), model_folder(job, name, trained)
-    users = with_targets(
-        read_histories(job, name),
-        job.read("interactions"),
-        job.config.evaluate.split,
-        shown=job.config.events.shown,
-    )
+    users = read_histories(job, name, held_out=job.config.evaluate.split)
     users = job.persist(users.where(F.size("targets") > 0))
 
     def measured(users: DataFrame) -> tuple[dict[str, Row], DataFrame]:
-        ranks = rank(users, [model], RankingProtocol("full"), catalogue=catalogue)
+        ranks = rank(users, [model], [RankingProtocol("full")], catalogue=catalogue)
         ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split))
         totals = sum_ranks(ranks, [settings.k], ties="against", replicates=1, seed=seed)
         wanted = (F.col("slice") == "all") & (F.col("k") == settings.k)

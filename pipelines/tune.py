@@ -13,14 +13,14 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.evaluate import require_targets
+from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import open_weights, slim_options
 from pipelines.networks import networks_of, newest_export, training_job
-from pipelines.prepare import read_histories
 from recs.config import Config, ConfigError
-from recs.data import histories, split
+from recs.data.histories import positives
 from recs.evaluation.ranks import sum_ranks
-from recs.ranking.catalogue import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.slim.fit import (
@@ -54,25 +54,17 @@ def run_tune_slim(job: Job) -> None:
     """
     settings, grid = job.config.slim, job.config.tune_slim
     require_targets(job)
-    interactions, num_items = job.read("interactions"), job.num_items()
+    num_items = job.num_items()
     problem = prepare(
-        histories.positives(interactions, job.fit_splits, settings.values),
+        positives(job.read("interactions"), job.fit_splits, settings.values),
         join(job.work_folder, "slim"),
         num_users=job.num_users(),
         num_items=num_items,
         memory_budget_bytes=settings.memory_budget_mb * 2**20,
         max_neighbours=settings.max_neighbours,
     )
-    seen = split.catalogue(
-        interactions, job.read("item_ids"), job.fit_splits, job.config.split.recommendable
-    )
-    catalogue = write_catalogue(seen, join(job.work_folder, "catalogue"), num_items)
-    users = histories.with_targets(
-        read_histories(job, settings.values),
-        interactions,
-        job.config.evaluate.split,
-        shown=job.config.events.shown,
-    )
+    catalogue = open_catalogue(job)
+    users = read_histories(job, settings.values, held_out=job.config.evaluate.split)
     users = job.persist(users)
     trials: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -127,9 +119,10 @@ def _measure(
     grid = job.config.tune_slim
     model = open_weights(weights, join(folder, "weights"), job.num_items())
     protocol = RankingProtocol(grid.protocol, seed=job.config.seed)
-    ranks = rank(users, [model], protocol, catalogue=catalogue)
+    ranks = rank(users, [model], [protocol], catalogue=catalogue)
     ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split))
-    totals = sum_ranks(ranks, [grid.k], ties=job.config.evaluate.ties, replicates=1, seed=0)
+    with bounded_batches(job.spark):
+        totals = sum_ranks(ranks, [grid.k], ties=job.config.evaluate.ties, replicates=1, seed=0)
     wanted = (F.col("slice") == "all") & (F.col("metric") == grid.metric) & (F.col("k") == grid.k)
     row = totals.metrics(job.spark).where(wanted).collect()[0]
     return row["value"], row["users"]
@@ -226,7 +219,7 @@ def _as_override(value: Value) -> str:
 TUNE_SLIM = Stage(
     "tune_slim",
     "Search SLIM's l1 and l2 on validation events.",
-    reads=("interactions", "user_ids", "item_ids"),
+    reads=("interactions", "catalogue", "user_ids", "item_ids"),
     writes=("trials",),
     settings=("mode", "seed", "split", "evaluate", "slim", "tune_slim"),
     work=run_tune_slim,

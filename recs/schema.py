@@ -313,12 +313,10 @@ _ALL = (
     ),
     _table(
         _ITEM_ID,
-        Column(
-            "train_events", "bigint", "positive interactions but those of the test", nullable=False
-        ),
-        Column("recommendable", "boolean", "may be recommended and drawn", nullable=False),
+        Column("train_events", "bigint", "positive interactions of training", nullable=False),
+        Column("known_events", "bigint", "the same of training and validation", nullable=False),
         name="catalogue",
-        comment="Items of the vocabulary as this split sees them",
+        comment="Items of the vocabulary, and what models may know of them: see evaluate.split",
     ),
     _table(
         _MODEL,
@@ -415,6 +413,7 @@ _ALL = (
         Column("candidates", "bigint", "candidates, the target among them"),
         Column("history_length", "int", "positive items of the user fitted on", nullable=False),
         Column("head", "boolean", "target is of the most popular fifth", nullable=False),
+        Column("repeat", "boolean", "user has had the item before the split", nullable=False),
         name="ranks",
         comment="Where each held-out target ended; all accuracy metrics come from here",
         cluster_by=("user_id",),

@@ -1,11 +1,11 @@
-"""Interactions in the forms that models read: unique pairs to fit on, histories to score from."""
+"""Interactions in the forms that models read: events to fit on, histories to score from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 
@@ -16,38 +16,11 @@ def positives(
 
     With ``weight`` their ``value`` is beside them, where it is above 0.
     """
-    fitted = _fitted(interactions, fit_splits)
+    fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
     if values == "binary":
         return fitted.select("user_id", "item_id")
     weighted = fitted.select("user_id", "item_id", F.col("weight").alias("value"))
     return weighted.where("value > 0")
-
-
-def _fitted(interactions: DataFrame, fit_splits: tuple[str, ...]) -> DataFrame:
-    return interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
-
-
-def pairs(
-    interactions: DataFrame, fit_splits: tuple[str, ...], values: Literal["binary", "weight"]
-) -> DataFrame:
-    """Return unique (user_id, item_id, value float) of the positive interactions fitted on.
-
-    ``value`` is 1, or the pair's weights summed in the order of events.
-    """
-    return _pairs(interactions, fit_splits, values).where("value > 0")
-
-
-def _pairs(
-    interactions: DataFrame, fit_splits: tuple[str, ...], values: Literal["binary", "weight"]
-) -> DataFrame:
-    """Return what :func:`pairs` does, and pairs whose weights are not above 0 together."""
-    if values == "binary":
-        unique = positives(interactions, fit_splits, values).distinct()
-        return unique.withColumn("value", F.lit(1.0).cast("float"))
-    ordered = F.array_sort(F.collect_list(F.struct("sequence", "weight")))
-    total = F.aggregate(ordered, F.lit(0.0), lambda total, event: total + event["weight"])
-    fitted = _fitted(interactions, fit_splits)
-    return fitted.groupBy("user_id", "item_id").agg(total.cast("float").alias("value"))
 
 
 def histories(
@@ -57,93 +30,126 @@ def histories(
     *,
     exclude_seen: bool,
     shown: Sequence[str] = (),
+    held_out: str | None = None,
 ) -> DataFrame:
-    """Return what models read of each user.
+    """Return what models read of each user, and what of the user is held out.
 
-    Events of the types ``shown`` make no item seen or disliked.
-
-    Returns
-    -------
-    DataFrame
-        ``user_id``; ``history`` array<int>, the items of :func:`pairs` ascending; ``values``
-        array<float> beside it; ``history_length`` int, the positive items fitted on, whatever their
-        values; ``seen`` array<int> ascending, the items never to be recommended (disliked ones
-        always; all that were interacted with if ``exclude_seen``).
-    """
-    pair = F.when(F.col("value") > 0, F.struct("item_id", "value"))
-    liked = (
-        _pairs(interactions, fit_splits, values)
-        .groupBy("user_id")
-        .agg(
-            F.array_sort(F.collect_list(pair)).alias("_pairs"),
-            F.count("*").cast("int").alias("history_length"),
-        )
-    )
-    known = interactions.where(F.col("split").isin(*fit_splits) & ~F.col("event_type").isin(*shown))
-    unwanted = known if exclude_seen else known.where(~F.col("positive"))
-    seen = unwanted.groupBy("user_id").agg(F.array_sort(F.collect_set("item_id")).alias("seen"))
-    users = interactions.select("user_id").distinct()
-    joined = users.join(liked, "user_id", "left").join(seen, "user_id", "left")
-    return joined.select(
-        "user_id",
-        F.coalesce(F.col("_pairs.item_id"), F.array().cast("array<int>")).alias("history"),
-        F.coalesce(F.col("_pairs.value"), F.array().cast("array<float>")).alias("values"),
-        F.coalesce("history_length", F.lit(0)).alias("history_length"),
-        F.coalesce("seen", F.array().cast("array<int>")).alias("seen"),
-    )
-
-
-def with_targets(
-    histories: DataFrame,
-    interactions: DataFrame,
-    split: str,
-    candidate_lists: DataFrame | None = None,
-    *,
-    shown: Sequence[str] = (),
-) -> DataFrame:
-    """Keep the users of whom something is held out, and add what evaluation needs.
+    Events of the types ``shown`` are impressions: they make no item seen, had or disliked.
 
     Parameters
     ----------
-    histories
-        Of :func:`histories`.
     interactions
         The table.
-    split
-        ``validation`` or ``test``.
-    candidate_lists
-        user_id, item_id (the target), candidates array<int>, where the data set gives lists.
+    fit_splits
+        Splits that models are fitted on.
+    values
+        ``binary`` or ``weight``: what stands beside the items of a history.
+    exclude_seen
+        Whether lists hold nothing that the user has had.
     shown
-        Event types that say nothing of what is liked or disliked: their items may be drawn.
+        Event types that are impressions.
+    held_out
+        ``validation`` or ``test``; keeps the users of whom something is held out.
 
     Returns
     -------
     DataFrame
-        ``histories`` with ``targets`` array<int> ascending (positive items of the split),
-        ``disliked`` array<int> ascending (its other items), ``positives`` array<int> ascending
-        (all items that the user has events of in any split: never drawn as negatives) and
-        ``candidates`` array<int> (empty where none are given).
+        All arrays are ascending and without repeats.
+
+        - ``user_id`` int;
+        - ``history`` array<int>, the positive items fitted on, and ``values`` array<float> beside
+          it: 1, or the item's weights summed in the order of events, where they are above 0;
+        - ``history_length`` int, the positive items fitted on, whatever their values;
+        - ``seen`` array<int>, the items never to be recommended: of the splits fitted on the
+          disliked ones, and all others too if ``exclude_seen``.
+
+        With ``held_out`` also
+
+        - ``targets`` array<int>, the positive items of the split, and ``repeats`` array<boolean>
+          beside it: whether the user has had the item in the splits fitted on;
+        - ``disliked`` array<int>, the other items of the split;
+        - ``interacted`` array<int>, all items that the user has events of in any split, disliked
+          ones too: never drawn as negatives.
     """
-    interactions = interactions.where(~F.col("event_type").isin(*shown))
-    held_out = interactions.where(F.col("split") == split)
-    liked, disliked = (
-        F.collect_set(F.when(F.col("positive") == wanted, F.col("item_id")))
-        for wanted in (True, False)
+    counted = ~F.col("event_type").isin(*shown) if shown else F.lit(True)
+    had = F.col("split").isin(*fit_splits) & counted
+    flags = {
+        "_wanted": F.col("positive") & F.col("split").isin(*fit_splits),
+        "_had": had,
+        "_seen": had if exclude_seen else had & ~F.col("positive"),
+    }
+    if held_out:
+        of_split = (F.col("split") == held_out) & counted
+        flags |= {
+            "_liked": of_split & F.col("positive"),
+            "_disliked": of_split & ~F.col("positive"),
+            "_interacted": counted,
+        }
+    found = {
+        "history": _items("_wanted"),
+        "values": F.array_repeat(F.lit(1.0).cast("float"), F.size(_items("_wanted"))),
+        "history_length": F.size(_items("_wanted")),
+        "seen": _items("_seen"),
+    }
+    if values == "weight":
+        rows = _weighed(interactions, flags)
+        pair = F.when(F.col("_wanted") & (F.col("value") > 0), F.struct("item_id", "value"))
+        read = F.array_sort(F.collect_list(pair))
+        found |= {"history": read["item_id"], "values": read["value"]}
+    else:
+        rows = interactions.withColumns(flags)
+    if not held_out:
+        return rows.groupBy("user_id").agg(*_named(found))
+    found |= {
+        "targets": _items("_liked"),
+        "repeats": F.collect_set(_when("_had")),
+        "disliked": F.array_except(_items("_disliked"), _items("_liked")),
+        "interacted": _items("_interacted"),
+    }
+    users = rows.groupBy("user_id").agg(*_named(found))
+    users = users.where((F.size("targets") > 0) | (F.size("disliked") > 0))
+    repeats = F.transform("targets", lambda item: F.array_contains("repeats", item))
+    return users.withColumn("repeats", repeats)
+
+
+def _named(columns: dict[str, Column]) -> list[Column]:
+    return [column.alias(name) for name, column in columns.items()]
+
+
+def _when(flag: str) -> Column:
+    return F.when(F.col(flag), F.col("item_id"))
+
+
+def _items(flag: str) -> Column:
+    """Return the items of rows with a flag, ascending."""
+    return F.array_sort(F.collect_set(_when(flag)))
+
+
+def _weighed(interactions: DataFrame, flags: dict[str, Column]) -> DataFrame:
+    """Return a row a user and item: whether an event has each flag, and the wanted ones' weights.
+
+    Summed in the order of events, so that the rounding is the same under any partitioning.
+    """
+    wanted = F.when(flags["_wanted"], F.struct("sequence", "weight"))
+    ordered = F.array_sort(F.collect_list(wanted))
+    total = F.aggregate(ordered, F.lit(0.0), lambda total, event: total + event["weight"])
+    return interactions.groupBy("user_id", "item_id").agg(
+        total.cast("float").alias("value"),
+        *(F.max(flag).alias(name) for name, flag in flags.items()),
     )
-    targets = held_out.groupBy("user_id").agg(
-        F.array_sort(liked).alias("targets"),
-        F.array_sort(F.array_except(disliked, liked)).alias("disliked"),
-    )
-    targets = targets.where((F.size("targets") > 0) | (F.size("disliked") > 0))
-    known = interactions.groupBy("user_id").agg(
-        F.array_sort(F.collect_set("item_id")).alias("positives")
-    )
-    joined = histories.join(targets, "user_id").join(known, "user_id")
-    none = F.array().cast("array<int>")
-    if candidate_lists is None:
-        return joined.withColumn("candidates", none)
+
+
+def with_candidates(histories: DataFrame, candidate_lists: DataFrame) -> DataFrame:
+    """Add the candidates that the data set gives: array<int> ascending, empty without any.
+
+    Parameters
+    ----------
+    candidate_lists
+        user_id, candidates array<int>; perhaps several rows a user.
+    """
     lists = candidate_lists.groupBy("user_id").agg(
         F.array_sort(F.array_distinct(F.flatten(F.collect_list("candidates")))).alias("candidates")
     )
-    joined = joined.join(lists, "user_id", "left")
+    none = F.array().cast("array<int>")
+    joined = histories.join(lists, "user_id", "left")
     return joined.withColumn("candidates", F.coalesce("candidates", none))

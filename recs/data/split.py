@@ -1,4 +1,4 @@
-"""Events in dense ids and order, each in its split; and the catalogue as the split sees it."""
+"""Events in dense ids and order, each in its split."""
 
 from __future__ import annotations
 
@@ -172,26 +172,6 @@ def is_per_user(split: Split) -> bool:
     capped = split.max_user_events is not None
     drops = capped and (split.over_cap == "drop" or split.min_user_events > 1)
     return split.min_item_events == 1 and not drops
-
-
-def catalogue(
-    interactions: DataFrame, item_ids: DataFrame, fit_splits: tuple[str, ...], recommendable: str
-) -> DataFrame:
-    """Return table ``catalogue`` but ``run_id``: every item of the vocabulary.
-
-    Parameters
-    ----------
-    fit_splits
-        Splits that models are fitted on; ``train_events`` counts their positive interactions.
-    recommendable
-        ``train``: items with such an interaction; ``all``: every item.
-    """
-    fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
-    counts = fitted.groupBy("item_id").agg(F.count("*").alias("train_events"))
-    joined = item_ids.select("item_id").join(counts, "item_id", "left")
-    events = F.coalesce("train_events", F.lit(0).cast("bigint"))
-    may = F.lit(True) if recommendable == "all" else events > 0
-    return joined.select("item_id", events.alias("train_events"), may.alias("recommendable"))
 
 
 def _cap(events: DataFrame, split: Split) -> DataFrame:

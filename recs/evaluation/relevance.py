@@ -31,9 +31,9 @@ def judge(
     Parameters
     ----------
     users
-        user_id, history, values, and what :func:`recs.data.histories.with_targets` adds: targets,
-        disliked, positives. A user's own items are never drawn; drawing depends on the seed and
-        the user only.
+        user_id, history, values, targets, disliked, interacted of
+        :func:`recs.data.histories.histories`. A user's own items are never drawn; drawing depends
+        on the seed and the user only.
     models
         What scores.
     catalogue
@@ -78,7 +78,7 @@ def _with_candidates(users: DataFrame, catalogue: ItemCatalogue, seed: int) -> D
     def add(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         sampler = sampler_of(protocol, catalogue)
         for batch in batches:
-            user_ids, owned = read_column(batch, "user_id"), read_lists(batch, "positives")
+            user_ids, owned = read_column(batch, "user_id"), read_lists(batch, "interacted")
             targets, disliked = read_lists(batch, "targets"), read_lists(batch, "disliked")
             parts = [targets, disliked]
             sizes = np.diff(targets.offsets)

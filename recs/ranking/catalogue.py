@@ -1,4 +1,4 @@
-"""The items that may be recommended, as arrays that every host maps."""
+"""The items that may be recommended, and items' names, as arrays that every host maps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from recs.arrays.files import load_array, write_vectors
+from recs.arrays.files import load_array, write_arrays, write_vectors
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ItemCatalogue:
-    """The items that may be recommended and how often each was seen in training.
+    """The items that may be recommended and how often each was wanted in training.
 
     Attributes
     ----------
@@ -59,3 +60,53 @@ def write_catalogue(catalogue: DataFrame, folder: str, num_items: int) -> ItemCa
         catalogue, folder, num_items, {"recommendable": "bool", "train_events": "int64"}
     )
     return ItemCatalogue(paths["recommendable"], paths["train_events"])
+
+
+@dataclass(frozen=True)
+class ItemNames:
+    """The names of all items, end to end.
+
+    Attributes
+    ----------
+    offsets_path, bytes_path
+        URIs of an int64[N+1] and a uint8 ``.npy`` file: the name of item i is the UTF-8 of
+        ``bytes[offsets[i]:offsets[i + 1]]``.
+    """
+
+    offsets_path: str
+    bytes_path: str
+
+    def of(self, items: np.ndarray) -> pa.Array:
+        """Return the names of ``items``, as Arrow strings."""
+        offsets = load_array(self.offsets_path)
+        buffers = (pa.py_buffer(array) for array in (offsets, load_array(self.bytes_path)))
+        names = pa.LargeStringArray.from_buffers(offsets.size - 1, *buffers)
+        return names.take(pa.array(items)).cast(pa.string())
+
+
+def write_names(item_ids: DataFrame, folder: str, num_items: int) -> ItemNames:
+    """Write ``item_ids`` (item_id, item), a row for each of ``num_items``, under ``folder``.
+
+    Raises
+    ------
+    ValueError
+        In the task, if an item has no row or several.
+    """
+
+    def arrays(table: pa.Table) -> dict[str, np.ndarray]:
+        ids = table.column("item_id").to_numpy()
+        order = np.argsort(ids)
+        if not np.array_equal(ids[order], np.arange(num_items)):
+            raise ValueError(f"item_ids do not number items from 0 to {num_items - 1}, each once")
+        # Together they may take more than the 2 GB that 32-bit offsets reach.
+        names = table.column("item").cast(pa.large_string()).combine_chunks().take(order)
+        _, offsets, text = names.buffers()
+        return {
+            "name-offsets": np.frombuffer(offsets, np.int64)[: num_items + 1],
+            "names": np.frombuffer(text, np.uint8),
+        }
+
+    paths = write_arrays(item_ids.select("item_id", "item"), folder, arrays)
+    if not paths:
+        raise ValueError("there are no items to name: run the stage vocabulary first")
+    return ItemNames(paths["name-offsets"], paths["names"])

@@ -12,7 +12,8 @@ vector array<float>, the user's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,17 +27,10 @@ from recs.arrays.lists import (
     read_vectors,
     to_arrow,
 )
-from recs.ranking.catalogue import ItemCatalogue
-from recs.ranking.kernels import gather, rank_among, rank_targets, top_k
+from recs.ranking.catalogue import ItemCatalogue, ItemNames
 from recs.ranking.protocols import RankingProtocol, sampler_of
-from recs.ranking.scoring import (
-    BLOCK_SCORES,
-    Reasons,
-    Recommender,
-    Scorer,
-    Scores,
-    SparseScores,
-)
+from recs.ranking.ranks import Ranks, rank_among, unite
+from recs.ranking.scoring import BLOCK_SCORES, NotANumber, Reasons, Recommender, Scorer
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -45,10 +39,21 @@ RECOMMENDATIONS = (
     "model string, user_id int, rank int, item_id int, score float, "
     "why array<struct<item_id:int,share:float>>, fallback boolean"
 )
+_NAMES = ", user string, item string"
 RANKS = (
     "model string, protocol string, user_id int, item_id int, rank bigint, ties bigint, "
-    "candidates bigint, history_length int, head boolean"
+    "candidates bigint, history_length int, head boolean, repeat boolean"
 )
+
+
+class _Users(NamedTuple):
+    """Users of a batch: int32[B] and, where they are asked for, their names."""
+
+    ids: np.ndarray
+    names: pa.Array | None
+
+    def take(self, rows: np.ndarray) -> _Users:
+        return _Users(self.ids[rows], None if self.names is None else self.names.take(rows))
 
 
 def recommend(
@@ -59,13 +64,14 @@ def recommend(
     catalogue: ItemCatalogue,
     why: int = 3,
     fallback: Recommender | None = None,
+    names: ItemNames | None = None,
 ) -> DataFrame:
     """Recommend each user the k best items that they have not seen.
 
     Parameters
     ----------
     histories
-        user_id, history, values, seen.
+        user_id, history, values, seen; with ``names`` also user string.
     model
         Whose lists are made. Equal scores are in ascending order of item_id.
     k
@@ -75,8 +81,10 @@ def recommend(
     why
         History items named as reasons, at most.
     fallback
-        Model whose list a user gets who has no history or to whom ``model`` gives nothing; without
-        it such a user gets no row.
+        Model whose list a user gets to whom ``model`` gives nothing, as to one without a history;
+        without it such a user gets no row.
+    names
+        Names of the items; with them rows have the columns user and item too.
 
     Returns
     -------
@@ -89,38 +97,42 @@ def recommend(
         If a column is missing or k < 1; in the task, if the model's scores hold NaN or the model
         knows more items than the catalogue.
     """
-    _require(histories, ("user_id", "history", "values", "seen"))
+    named = ["user"] if names else []
+    _require(histories, ("user_id", "history", "values", "seen", *named))
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least one recommendation")
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         allowed = catalogue.recommendable
-        scorer = model.open()
-        backup = fallback.open() if fallback else None
+        scorer = _open(model, allowed.size)
+        backup = _open(fallback, allowed.size) if fallback else None
         for batch in batches:
-            user_ids = read_column(batch, "user_id")
+            everyone = _Users(
+                read_column(batch, "user_id"), batch.column("user") if names else None
+            )
             history, seen = _read_histories(batch), read_lists(batch, "seen")
             for start, stop in blocks(scorer.sizes(history) + k, BLOCK_SCORES):
-                users, read = user_ids[start:stop], history.rows(start, stop)
-                hidden = seen.rows(start, stop)
-                scores = _checked(scorer.scores(read), model, users, allowed.size)
-                lists = top_k(scores, hidden, allowed, k)
-                lists = _without(lists, np.diff(read.offsets) == 0) if fallback else lists
+                users = everyone.take(np.arange(start, stop))
+                read, hidden = history.rows(start, stop), seen.rows(start, stop)
+                with _naming(model):
+                    lists = scorer.top(read, hidden, allowed, k)
+                lists = _without(lists, scorer.gives_nothing(read))
                 reasons = scorer.reasons(read, lists, why)
-                yield _recommendations(model.name, users, lists, reasons, False)
+                yield _recommendations(model.name, users, lists, reasons, names, fallback=False)
                 lacking = np.diff(lists.offsets) == 0
                 if fallback and backup and lacking.any():
-                    users, read = users[lacking], read.select(lacking)
-                    scores = _checked(backup.scores(read), fallback, users, allowed.size)
-                    lists = top_k(scores, hidden.select(lacking), allowed, k)
+                    users, read = users.take(np.flatnonzero(lacking)), read.select(lacking)
+                    with _naming(fallback):
+                        lists = backup.top(read, hidden.select(lacking), allowed, k)
                     reasons = backup.reasons(read, lists, why)
-                    yield _recommendations(model.name, users, lists, reasons, True)
+                    yield _recommendations(model.name, users, lists, reasons, names, fallback=True)
 
-    return _select(histories, "seen").mapInArrow(run, RECOMMENDATIONS)
+    schema = RECOMMENDATIONS + (_NAMES if names else "")
+    return _select(histories, "seen", *named).mapInArrow(run, schema)
 
 
 def score(histories: DataFrame, model: Recommender) -> DataFrame:
-    """Score each user's candidates.
+    """Score each user's candidates, and nothing else where the model can.
 
     Parameters
     ----------
@@ -139,20 +151,15 @@ def score(histories: DataFrame, model: Recommender) -> DataFrame:
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         scorer = model.open()
         for batch in batches:
-            user_ids = read_column(batch, "user_id")
-            history = _read_histories(batch)
             candidates = read_lists(batch, "candidates")
-            for start, stop in blocks(scorer.sizes(history), BLOCK_SCORES):
-                users, wanted = user_ids[start:stop], candidates.rows(start, stop)
-                scores = scorer.scores(history.rows(start, stop))
-                scores = _checked(scores, model, users, scorer.num_items)
-                yield pa.RecordBatch.from_pydict(
-                    {
-                        "user_id": users,
-                        "candidates": to_arrow(wanted.offsets, pa.array(wanted.items)),
-                        "scores": to_arrow(wanted.offsets, pa.array(gather(scores, wanted))),
-                    }
-                )
+            scores = _pairs(model, scorer, _read_histories(batch), candidates)
+            yield pa.RecordBatch.from_pydict(
+                {
+                    "user_id": read_column(batch, "user_id"),
+                    "candidates": to_arrow(candidates.offsets, pa.array(candidates.items)),
+                    "scores": to_arrow(candidates.offsets, pa.array(scores)),
+                }
+            )
 
     return _select(histories, "candidates").mapInArrow(
         run, "user_id int, candidates array<int>, scores array<float>"
@@ -162,44 +169,56 @@ def score(histories: DataFrame, model: Recommender) -> DataFrame:
 def rank(
     histories: DataFrame,
     models: Sequence[Recommender],
-    protocol: RankingProtocol,
+    protocols: Sequence[RankingProtocol],
     *,
     catalogue: ItemCatalogue,
 ) -> DataFrame:
-    """Rank each user's targets under every model, in one pass.
+    """Rank each user's targets by every model under every protocol, in one pass.
+
+    A model scores all items once, and only if ``full`` is among the protocols; else it scores the
+    candidates. (Between the two the last digits of a dense model's scores may differ.)
 
     Parameters
     ----------
     histories
-        user_id, history, values, seen, history_length int (of the user's own history, whatever
-        models read of it), and targets array<int> (without repeats); for sampled protocols
-        positives array<int>: all that the user has in any split, which are never drawn; for given
+        user_id, history, values, history_length int (of the user's own history, whatever models
+        read of it), targets array<int> (without repeats) and repeats array<boolean> (whether the
+        user has had the target before); for ``full`` seen; for sampled protocols interacted
+        array<int>: all that the user has events of in any split, which is never drawn; for given
         lists candidates array<int>.
     models
         All of a user's targets are candidates for each other. Sampled and given candidates, and
-        the targets ranked among them, need not be recommendable; under ``full`` a target that is
-        not has a null rank. So has one of a user to whom a sparse model gives no score at all, or
-        whose list of sampled or given candidates is empty.
-    protocol
-        What the targets are ranked among. Sampled candidates depend on its seed and the user only.
+        the targets ranked among them, need not be recommendable. Under ``full`` a target has a null
+        rank if it is not recommendable or if it is among the user's seen items: no list may hold
+        it. So has one of a user to whom a model gives nothing, or whose list of sampled or given
+        candidates is empty.
+    protocols
+        What the targets are ranked among. Sampled candidates depend on the seed and the user only.
     catalogue
         Names the recommendable items and their training events.
 
     Returns
     -------
     DataFrame
-        :data:`RANKS`, a row a model and target. ``rank`` is 1 + the candidates scored strictly
-        above, ``ties`` the other candidates of the same score, ``head`` whether the target is of
-        the most popular fifth of the recommendable items.
+        :data:`RANKS`, a row a model, protocol and target. ``rank`` is 1 + the candidates scored
+        strictly above, ``ties`` the other candidates of the same score, ``head`` whether the target
+        is of the most popular fifth of the recommendable items, ``repeat`` as in ``repeats``.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing; in the task, if a model's scores hold NaN or it knows more items
+        than the catalogue, or a target or candidate is not in the catalogue.
     """
-    extra = protocol.column
-    columns = ["seen", "history_length", "targets", *([extra] if extra else [])]
+    columns = ["history_length", "targets", "repeats"]
+    columns += sorted({protocol.column for protocol in protocols})
     _require(histories, ["user_id", "history", "values", *columns])
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorers = [(model, model.open()) for model in models]
+        num_items = catalogue.recommendable.size
+        scorers = [(model, _open(model, num_items)) for model in models]
         for batch in batches:
-            yield from _rank_batch(batch, scorers, protocol, catalogue)
+            yield from _rank_batch(batch, scorers, protocols, catalogue)
 
     measured = histories.where("size(targets) > 0")
     return _select(measured, *columns).mapInArrow(run, RANKS)
@@ -221,50 +240,96 @@ def _read_histories(batch: pa.RecordBatch) -> Lists:
 def _rank_batch(
     batch: pa.RecordBatch,
     scorers: Sequence[tuple[Recommender, Scorer]],
-    protocol: RankingProtocol,
+    protocols: Sequence[RankingProtocol],
     catalogue: ItemCatalogue,
 ) -> Iterator[pa.RecordBatch]:
     allowed, head = catalogue.recommendable, catalogue.head
     user_ids, lengths = read_column(batch, "user_id"), read_column(batch, "history_length")
-    history, seen = _read_histories(batch), read_lists(batch, "seen")
-    targets = read_lists(batch, "targets")
+    history, targets = _read_histories(batch), read_lists(batch, "targets", "repeats")
     _check_items(targets, "targets", allowed.size)
-    candidates = None
-    if protocol.column:
-        candidates = read_lists(batch, protocol.column)
-        _check_items(candidates, protocol.column, allowed.size)
-    if protocol.num_negatives and candidates is not None:
-        sampler = sampler_of(protocol, catalogue)
-        positives = candidates.offsets, candidates.items
-        size, seed = protocol.num_negatives, protocol.seed
-        candidates = Lists(*sampler.sample(user_ids, positives, size, seed=seed))
+    full = any(protocol.is_full for protocol in protocols)
+    seen = read_lists(batch, "seen") if full else None
+    candidates = {
+        protocol: _candidates(batch, user_ids, protocol, catalogue)
+        for protocol in protocols
+        if not protocol.is_full
+    }
+    united = {of: unite(lists, targets, allowed.size) for of, lists in candidates.items()}
     for model, scorer in scorers:
-        for start, stop in blocks(scorer.sizes(history), BLOCK_SCORES):
-            users, read = user_ids[start:stop], history.rows(start, stop)
-            wanted = targets.rows(start, stop)
-            scores = _checked(scorer.scores(read), model, users, allowed.size)
-            if candidates is None:
-                ranks = rank_targets(scores, seen.rows(start, stop), allowed, wanted)
-            else:
-                ranks = rank_among(scores, candidates.rows(start, stop), wanted, allowed.size)
-            per_user = np.diff(wanted.offsets)
-            yield pa.RecordBatch.from_pydict(
-                {
-                    "model": _constant(model.name, wanted.items.size),
-                    "protocol": _constant(protocol.name, wanted.items.size),
-                    "user_id": np.repeat(users, per_user),
-                    "item_id": wanted.items,
-                    "rank": pa.array(ranks.ranks, mask=ranks.ranks == 0),
-                    "ties": ranks.ties,
-                    "candidates": ranks.candidates,
-                    "history_length": np.repeat(lengths[start:stop], per_user),
-                    "head": head[wanted.items],
-                }
-            )
+        sizes = scorer.sizes(history) if full else np.zeros(history.num_rows, np.int64)
+        for start, stop in blocks(sizes, BLOCK_SCORES):
+            read, wanted = history.rows(start, stop), targets.rows(start, stop)
+            scores = scorer.scores(read) if full else None
+            per_user, rankable = np.diff(wanted.offsets), ~scorer.gives_nothing(read)
+            for protocol in protocols:
+                if protocol.is_full:
+                    assert scores is not None and seen is not None
+                    with _naming(model):
+                        ranks = scores.rank(seen.rows(start, stop), allowed, wanted)
+                    ranks = ranks.only(np.repeat(rankable, per_user))
+                else:
+                    among = united[protocol].rows(start, stop)
+                    if scores is None:
+                        values = _pairs(model, scorer, read, among)
+                    else:
+                        values = _numbers(model, scores.gather(among), among)
+                    given = np.diff(candidates[protocol].offsets[start : stop + 1]) > 0
+                    ranks = rank_among(among, values, wanted)
+                    ranks = ranks.only(np.repeat(rankable & given, per_user))
+                users, measured = user_ids[start:stop], lengths[start:stop]
+                yield _ranked(model.name, protocol.name, users, measured, wanted, ranks, head)
+
+
+def _candidates(
+    batch: pa.RecordBatch,
+    user_ids: np.ndarray,
+    protocol: RankingProtocol,
+    catalogue: ItemCatalogue,
+) -> Lists:
+    """Return the given candidates, or draw them."""
+    lists = read_lists(batch, protocol.column)
+    _check_items(lists, protocol.column, catalogue.recommendable.size)
+    if not protocol.num_negatives:
+        return lists
+    sampler, owned = sampler_of(protocol, catalogue), (lists.offsets, lists.items)
+    return Lists(*sampler.sample(user_ids, owned, protocol.num_negatives, seed=protocol.seed))
+
+
+def _ranked(
+    model: str,
+    protocol: str,
+    user_ids: np.ndarray,
+    lengths: np.ndarray,
+    targets: Lists,
+    ranks: Ranks,
+    head: np.ndarray,
+) -> pa.RecordBatch:
+    per_user, num_rows = np.diff(targets.offsets), targets.items.size
+    assert targets.values is not None
+    return pa.RecordBatch.from_pydict(
+        {
+            "model": _constant(model, num_rows),
+            "protocol": _constant(protocol, num_rows),
+            "user_id": np.repeat(user_ids, per_user),
+            "item_id": targets.items,
+            "rank": pa.array(ranks.ranks, mask=ranks.ranks == 0),
+            "ties": ranks.ties,
+            "candidates": ranks.candidates,
+            "history_length": np.repeat(lengths, per_user),
+            "head": head[targets.items],
+            "repeat": targets.values > 0,
+        }
+    )
 
 
 def _recommendations(
-    name: str, user_ids: np.ndarray, lists: Lists, reasons: Reasons, fallback: bool
+    model: str,
+    users: _Users,
+    lists: Lists,
+    reasons: Reasons,
+    names: ItemNames | None,
+    *,
+    fallback: bool,
 ) -> pa.RecordBatch:
     lengths = np.diff(lists.offsets)
     num_rows = lists.items.size
@@ -273,17 +338,19 @@ def _recommendations(
     why = pa.StructArray.from_arrays(
         [pa.array(reasons.items[given]), pa.array(reasons.shares[given])], ["item_id", "share"]
     )
-    return pa.RecordBatch.from_pydict(
-        {
-            "model": _constant(name, num_rows),
-            "user_id": np.repeat(user_ids, lengths),
-            "rank": (places + 1).astype(np.int32),
-            "item_id": lists.items,
-            "score": lists.values,
-            "why": to_arrow(offsets_of(given.sum(axis=1)), why),
-            "fallback": np.full(num_rows, fallback),
-        }
-    )
+    owners = users.take(np.repeat(np.arange(lists.num_rows), lengths))
+    columns = {
+        "model": _constant(model, num_rows),
+        "user_id": owners.ids,
+        "rank": (places + 1).astype(np.int32),
+        "item_id": lists.items,
+        "score": lists.values,
+        "why": to_arrow(offsets_of(given.sum(axis=1)), why),
+        "fallback": np.full(num_rows, fallback),
+    }
+    if names is not None:
+        columns |= {"user": owners.names, "item": names.of(lists.items)}
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _without(lists: Lists, emptied: np.ndarray) -> Lists:
@@ -294,31 +361,40 @@ def _without(lists: Lists, emptied: np.ndarray) -> Lists:
     return Lists(offsets_of(np.where(emptied, 0, lengths)), lists.items[kept], lists.values[kept])
 
 
-def _checked(scores: Scores, model: Recommender, user_ids: np.ndarray, num_items: int) -> Scores:
-    """Return ``scores`` if they can be ranked."""
-    values = scores.values
-    if np.isnan(values).any():
-        place = np.argmax(np.isnan(values).ravel())
-        if isinstance(scores, SparseScores):
-            user, item = (
-                np.searchsorted(scores.offsets, place, side="right") - 1,
-                scores.items[place],
-            )
-        else:
-            user, item = place // values.shape[-1], place % values.shape[-1]
+def _open(model: Recommender, num_items: int) -> Scorer:
+    """Open a model whose items the catalogue has."""
+    scorer = model.open()
+    if scorer.num_items > num_items:
         raise ValueError(
-            f"model {model.name} scores item {item} for user {user_ids[user]} with NaN; "
-            "its training diverged or its input holds NaN: train it again"
-        )
-    known = (
-        scores.items.max(initial=-1) + 1 if isinstance(scores, SparseScores) else values.shape[-1]
-    )
-    if known > num_items:
-        raise ValueError(
-            f"model {model.name} scores {known} items, the catalogue has {num_items}; "
+            f"model {model.name} scores {scorer.num_items} items, the catalogue has {num_items}; "
             "give the catalogue of the vocabulary that the model was trained with, or a later one"
         )
+    return scorer
+
+
+def _pairs(model: Recommender, scorer: Scorer, histories: Lists, candidates: Lists) -> np.ndarray:
+    return _numbers(model, scorer.pairs(histories, candidates), candidates)
+
+
+def _numbers(model: Recommender, scores: np.ndarray, of: Lists) -> np.ndarray:
+    """Return the scores of lists, none of which is NaN."""
+    unordered = np.isnan(scores)
+    if unordered.any():
+        with _naming(model):
+            raise NotANumber(int(of.items[np.argmax(unordered)]))
     return scores
+
+
+@contextmanager
+def _naming(model: Recommender) -> Iterator[None]:
+    """Say which model's scores cannot be ranked."""
+    try:
+        yield
+    except NotANumber as error:
+        raise ValueError(
+            f"model {model.name} scores item {error.item} with NaN; its training diverged or its "
+            "input holds NaN: train it again"
+        ) from error
 
 
 def _check_items(lists: Lists, column: str, num_items: int) -> None:

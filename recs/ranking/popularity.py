@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recs.arrays.files import load_array, write_vectors
 from recs.arrays.lists import Lists
-from recs.ranking.scoring import Reasons, SharedScores, no_reasons
+from recs.ranking.scoring import Scorer, SharedScores
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -35,7 +36,7 @@ class PopularityModel:
 
 
 @dataclass(frozen=True, eq=False)
-class PopularityScorer:
+class PopularityScorer(Scorer):
     """See :class:`PopularityModel`; ``item_scores`` float32[N]."""
 
     item_scores: np.ndarray
@@ -47,11 +48,15 @@ class PopularityScorer:
     def sizes(self, histories: Lists) -> np.ndarray:
         return np.zeros(histories.num_rows, np.int64)
 
-    def scores(self, histories: Lists) -> SharedScores:
-        return SharedScores(self.item_scores)
+    def gives_nothing(self, histories: Lists) -> np.ndarray:
+        return np.zeros(histories.num_rows, bool)
 
-    def reasons(self, histories: Lists, recommended: Lists, count: int) -> Reasons:
-        return no_reasons(recommended.items.size, count)
+    def scores(self, histories: Lists) -> SharedScores:
+        return self._scores
+
+    @cached_property
+    def _scores(self) -> SharedScores:
+        return SharedScores(self.item_scores)  # one for all blocks: it sorts all scores once
 
 
 def write_popularity(

@@ -19,10 +19,10 @@ class RankingProtocol:
     Attributes
     ----------
     name
-        ``full``: all recommendable items that the user has not seen. ``uniform100``,
-        ``popularity100``, or with another number: that many sampled items that the user has no
-        positive of in any split, drawn uniformly or in proportion to training events.
-        ``given``: the candidate lists of the data set.
+        ``full``: all recommendable items that the user has not seen, which are those that a list
+        may hold. ``uniform100``, ``popularity100``, or with another number: that many sampled items
+        that the user has no event of in any split, drawn uniformly or in proportion to training
+        events. ``given``: the candidate lists of the data set.
     seed
         Of the sampled candidates.
     """
@@ -44,11 +44,16 @@ class RankingProtocol:
         return int(digits or 0)
 
     @property
-    def column(self) -> str | None:
+    def is_full(self) -> bool:
+        """Whether all items are ranked."""
+        return self.name == "full"
+
+    @property
+    def column(self) -> str:
         """The array column that this protocol reads beside targets and histories."""
         if self.num_negatives:
-            return "positives"
-        return "candidates" if self.name == "given" else None
+            return "interacted"
+        return "seen" if self.is_full else "candidates"
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from recs.arrays.lists import Lists
-from recs.ranking.scoring import Reasons, SparseScores
+from recs.ranking.scoring import Reasons, Scorer, SparseScores
 
 
 class Weights(Protocol):
@@ -56,7 +56,7 @@ class SlimModel:
 
 
 @dataclass(frozen=True, eq=False)
-class SlimScorer:
+class SlimScorer(Scorer):
     """See :class:`SlimModel`. The work is in proportion to the weights of the histories' items.
 
     History items that the weights do not know are passed over.
@@ -93,6 +93,9 @@ class SlimScorer:
                 room,
             )
         )
+
+    def gives_nothing(self, histories: Lists) -> np.ndarray:
+        return self.sizes(histories) == 0
 
     def reasons(self, histories: Lists, recommended: Lists, count: int) -> Reasons:
         return Reasons(

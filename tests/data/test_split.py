@@ -12,7 +12,6 @@ from pyspark.sql import DataFrame, SparkSession
 from recs.config import Events, Split
 from recs.data.split import (
     SplitError,
-    catalogue,
     interactions,
     is_per_user,
     telling_unknown_types,
@@ -212,13 +211,6 @@ def test_merged_repeats_are_one_event_at_the_last_place(spark: SparkSession) -> 
     assert [row[1:3] for row in split(spark, rows)] == [("a", 0), ("a", 2), ("b", 1), ("c", 3)]
     merged = split(spark, rows, repeats="merge")
     assert [row[1:3] for row in merged] == [("a", 1), ("b", 0), ("c", 2)]
-
-
-def test_catalogue_names_what_may_be_recommended(spark: SparkSession, labelled: DataFrame) -> None:
-    item_ids = spark.range(10).selectExpr("cast(id as int) item_id")
-    rows = catalogue(labelled, item_ids, ("train",), "train").collect()
-    assert {r.item_id: r.train_events for r in rows if r.recommendable} == {2: 1, 5: 2}
-    assert all(r.recommendable for r in catalogue(labelled, item_ids, ("train",), "all").collect())
 
 
 def test_weights_and_polarities_come_of_the_settings(spark: SparkSession) -> None:

@@ -14,7 +14,7 @@ from recs.ranking.popularity import write_popularity
 NUM_ITEMS = 12
 USERS = (
     "user_id int, history array<int>, values array<float>, seen array<int>, "
-    "targets array<int>, disliked array<int>, positives array<int>"
+    "targets array<int>, disliked array<int>, interacted array<int>"
 )
 
 

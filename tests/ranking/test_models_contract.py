@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from recs.arrays.files import load_array, save_array
 from recs.arrays.lists import Lists, offsets_of
 from recs.arrays.matrix import write_csr
-from recs.ranking.catalogue import ItemCatalogue, write_catalogue
+from recs.ranking.catalogue import ItemCatalogue, write_catalogue, write_names
 from recs.ranking.embeddings import EmbeddingScorer, write_embeddings
 from recs.ranking.jobs import rank, recommend, score
 from recs.ranking.popularity import PopularityModel, write_popularity
@@ -25,10 +25,9 @@ from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import (
     BLOCK_SCORES,
     DenseScores,
-    Reasons,
     Recommender,
+    Scorer,
     SparseScores,
-    no_reasons,
 )
 from recs.ranking.slim import SlimModel, SlimScorer
 from recs.storage import SCHEMES
@@ -60,12 +59,8 @@ def _slim(spark: SparkSession, folder: str) -> Recommender:
 
 def _dense(spark: SparkSession, folder: str) -> Recommender:
     # Local classes travel to the workers by value.
-    @dataclass(frozen=True)
-    class Scorer:
-        num_items: int = ITEMS
-
-        def sizes(self, histories: Lists) -> np.ndarray:
-            return np.full(histories.num_rows, ITEMS)
+    class Sums(Scorer):
+        num_items = ITEMS
 
         def scores(self, histories: Lists) -> DenseScores:
             first = histories.offsets[:-1]
@@ -74,15 +69,12 @@ def _dense(spark: SparkSession, folder: str) -> Recommender:
             scores = np.add.outer(sums, np.arange(ITEMS)) * 7 % 11
             return DenseScores(scores.astype(np.float32))
 
-        def reasons(self, histories: Lists, recommended: Lists, count: int) -> Reasons:
-            return no_reasons(recommended.items.size, count)
-
     @dataclass(frozen=True)
     class Model:
         name: str = "dense"
 
         def open(self) -> Scorer:
-            return Scorer()
+            return Sums()
 
     return Model()
 
@@ -137,8 +129,9 @@ def rows() -> list[dict]:
                 "vector": random.normal(size=WIDTH).tolist() if user else None,
                 "history_length": len(history) + user % 2,  # not all of it is read
                 "seen": sorted(items[:6]),
-                "targets": items[6:8],
-                "positives": sorted(items[:8]),
+                "targets": [items[6], items[5 if user % 3 else 7]],  # some are seen
+                "repeats": [False, user % 3 > 0],
+                "interacted": sorted(items[:8]),
                 "candidates": items[8:20],
             }
         )
@@ -148,8 +141,8 @@ def rows() -> list[dict]:
 def _frame(spark: SparkSession, rows: list[dict], partitions: int = 2) -> DataFrame:
     schema = (
         "user_id int, history array<int>, values array<float>, vector array<float>, "
-        "history_length int, seen array<int>, targets array<int>, positives array<int>, "
-        "candidates array<int>"
+        "history_length int, seen array<int>, targets array<int>, repeats array<boolean>, "
+        "interacted array<int>, candidates array<int>"
     )
     return spark.createDataFrame([Row(**row) for row in rows], schema).repartition(partitions)
 
@@ -171,10 +164,12 @@ def test_recommend_is_the_best_scores_without_seen(
         if model.name == "slim":
             open_items = {item for item in open_items if values[item] > 0}
         expected = sorted(open_items, key=lambda item: (-values[item], item))[:K]
+        if model.name != "popularity" and not row["history"]:
+            expected = []
         mine = sorted((r for r in found if r.user_id == row["user_id"]), key=lambda r: r.rank)
         assert [r.item_id for r in mine] == expected
         assert [r.rank for r in mine] == list(range(1, len(expected) + 1))
-        np.testing.assert_array_equal([r.score for r in mine], values[expected])
+        np.testing.assert_allclose([r.score for r in mine], values[expected], rtol=1e-5)
 
 
 @pytest.mark.parametrize("protocol", ["full", "given", "uniform5", "popularity5"])
@@ -187,15 +182,16 @@ def test_ranks_agree_with_scores(
 ) -> None:
     scores = _scores(spark, rows, model)
     ranks = rank(
-        _frame(spark, rows), [model], RankingProtocol(protocol, seed=4), catalogue=catalogue
+        _frame(spark, rows), [model], [RankingProtocol(protocol, seed=4)], catalogue=catalogue
     ).collect()
     assert len(ranks) == 2 * USERS
     by_user = {row["user_id"]: row for row in rows}
     for r in ranks:
         row, values = by_user[r.user_id], scores[r.user_id]
-        nothing = model.name == "slim" and not values.any()
+        nothing = model.name != "popularity" and not (row["history"] and values.any())
         assert (r.model, r.protocol) == (model.name, protocol)
         assert r.history_length == row["history_length"]
+        assert r.repeat == (r.item_id in row["seen"])
         if protocol == "full":
             candidates = set(np.flatnonzero(catalogue.recommendable)) - set(row["seen"])
             rankable = r.item_id in candidates
@@ -217,11 +213,11 @@ def test_ranks_agree_with_scores(
 def test_results_do_not_depend_on_partitions_order_or_batch(
     spark: SparkSession, rows: list[dict], model: Recommender, catalogue: ItemCatalogue
 ) -> None:
-    protocol = RankingProtocol("popularity5", seed=4)
+    protocols = [RankingProtocol(name, seed=4) for name in ("full", "popularity5")]
 
     def results(users: list[dict], partitions: int) -> list:
         frame = _frame(spark, users, partitions)
-        ranks = rank(frame, [model], protocol, catalogue=catalogue).collect()
+        ranks = rank(frame, [model], protocols, catalogue=catalogue).collect()
         lists = recommend(frame, model, k=K, catalogue=catalogue).collect()
         return sorted(map(str, ranks)) + sorted(map(str, lists))
 
@@ -238,15 +234,18 @@ def test_handle_is_small_picklable_and_equal_to_its_copy(model: Recommender) -> 
     assert copy == model and hash(copy) == hash(model)
 
 
-def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
-    scorer = model.open()
+def _histories(rows: list[dict]) -> Lists:
     lengths = np.array([len(row["history"]) for row in rows])
-    histories = Lists(
+    return Lists(
         offsets_of(lengths),
         np.array(sum((row["history"] for row in rows), []), np.int32),
         np.array(sum((row["values"] for row in rows), []), np.float32),
         np.array([row["vector"] or [0.0] * WIDTH for row in rows], np.float32),
     )
+
+
+def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
+    scorer, histories = model.open(), _histories(rows)
     sizes = scorer.sizes(histories)
     assert sizes.shape == (USERS,)
     batch = scorer.scores(histories)
@@ -259,6 +258,7 @@ def test_batch_equals_single(rows: list[dict], model: Recommender) -> None:
             np.testing.assert_array_equal(batch.items[a:b], single.items)
             np.testing.assert_array_equal(batch.values[a:b], single.values)
         elif isinstance(batch, DenseScores):
+            assert isinstance(single, DenseScores)
             np.testing.assert_array_equal(batch.values[u : u + 1], single.values)
 
 
@@ -266,7 +266,7 @@ def test_large_catalogues_are_scored_in_bounded_memory() -> None:
     num_items, num_users = 150_000, 60
     random = np.random.default_rng(2)
     vectors = random.normal(size=(num_items, WIDTH)).astype(np.float32)
-    scorer = EmbeddingScorer(vectors, np.zeros(num_items, np.float32))
+    scorer = EmbeddingScorer(np.hstack([vectors, np.zeros((num_items, 1), np.float32)]))
     users = random.normal(size=(num_users, WIDTH)).astype(np.float32)
     histories = Lists(offsets_of(np.zeros(num_users, int)), np.zeros(0, np.int32), None, users)
     tracemalloc.start()
@@ -316,15 +316,80 @@ def test_slim_says_which_history_items_gave_the_score(
         assert [terms[w.item_id] for w in r.why] == pytest.approx(largest)
 
 
-def test_several_models_are_ranked_in_one_pass(
+def test_several_models_and_protocols_are_ranked_in_one_pass(
     spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
 ) -> None:
-    models = [_slim(spark, folder), _popularity(spark, folder)]
-    protocol = RankingProtocol("uniform5")
-    together = rank(_frame(spark, rows), models, protocol, catalogue=catalogue)
-    apart = [rank(_frame(spark, rows), [m], protocol, catalogue=catalogue) for m in models]
+    models = [build(spark, folder) for build in MODELS.values()]
+    protocols = [RankingProtocol(name) for name in ("full", "uniform5", "given")]
+    together = rank(_frame(spark, rows), models, protocols, catalogue=catalogue)
+    apart = [
+        rank(_frame(spark, rows), [model], [protocol], catalogue=catalogue)
+        for model in models
+        for protocol in protocols
+    ]
     expected = [str(row) for frame in apart for row in frame.collect()]
     assert sorted(map(str, together.collect())) == sorted(expected)
+
+
+def test_lists_hold_the_targets_that_ranks_promise(
+    spark: SparkSession, rows: list[dict], model: Recommender, catalogue: ItemCatalogue
+) -> None:
+    """HR@k of ranks is the share of targets among the first k of the lists, but for ties."""
+    frame = _frame(spark, rows)
+    ranks = rank(frame, [model], [RankingProtocol("full")], catalogue=catalogue).collect()
+    lists = recommend(frame, model, k=ITEMS, catalogue=catalogue).collect()
+    place = {(r.user_id, r.item_id): r.rank for r in lists}
+    ties = sum(r.ties for r in ranks)
+    assert any(r["rank"] is None for r in ranks) and any(r["rank"] for r in ranks)
+    for k in range(1, ITEMS + 1):
+        listed = {
+            (r.user_id, r.item_id) for r in ranks if place.get((r.user_id, r.item_id), k + 1) <= k
+        }
+        certain = {(r.user_id, r.item_id) for r in ranks if r["rank"] and r["rank"] + r.ties <= k}
+        possible = {(r.user_id, r.item_id) for r in ranks if r["rank"] and r["rank"] <= k}
+        if model.name == "slim":  # its lists end where scores are 0
+            certain = {pair for pair in certain if pair in place}
+        assert certain <= listed <= possible
+        assert ties or certain == listed
+    assert ties == 0 or model.name != "embeddings"
+
+
+def test_pairs_are_gathered_scores(rows: list[dict], model: Recommender) -> None:
+    scorer, histories = model.open(), _histories(rows)
+    candidates = Lists(
+        offsets_of(np.full(USERS, 7)),
+        np.random.default_rng(3).integers(0, ITEMS + 2, 7 * USERS).astype(np.int32),
+    )
+    scores = scorer.scores(histories)
+    found, expected = scorer.pairs(histories, candidates), scores.gather(candidates)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    nothing = scorer.gives_nothing(histories)
+    if isinstance(scores, SparseScores):
+        np.testing.assert_array_equal(nothing, np.diff(scores.offsets) == 0)
+    assert nothing.any() == (model.name != "popularity")
+
+
+def test_lists_carry_names(
+    spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
+) -> None:
+    numbered = [(item, f"Gégé {item}" * (item % 3)) for item in reversed(range(ITEMS))]
+    item_ids = spark.createDataFrame(numbered, "item_id int, item string").repartition(3)
+    users = spark.createDataFrame(
+        [(n, f"user-{n}") for n in range(USERS)], "user_id int, user string"
+    )
+    lists = recommend(
+        _frame(spark, rows).join(users, "user_id"),
+        _slim(spark, folder),
+        k=K,
+        catalogue=catalogue,
+        fallback=_popularity(spark, folder),
+        names=write_names(item_ids, folder, ITEMS),
+    ).collect()
+    assert {r.fallback for r in lists} == {True, False}
+    assert all(r.user == f"user-{r.user_id}" for r in lists)
+    assert all(r.item == dict(numbered)[r.item_id] for r in lists)
+    with pytest.raises(Exception, match="item_ids do not number items from 0 to 30, each once"):
+        write_names(item_ids, folder, ITEMS + 1)
 
 
 def test_nan_scores_name_the_model(
@@ -333,7 +398,7 @@ def test_nan_scores_name_the_model(
     broken = np.zeros(ITEMS, np.float32)
     broken[4] = np.nan
     model = PopularityModel("broken", save_array(broken, folder, "broken"))
-    with pytest.raises(Exception, match="model broken scores item 4 for user"):
+    with pytest.raises(Exception, match="model broken scores item 4 with NaN"):
         recommend(_frame(spark, rows), model, k=K, catalogue=catalogue).collect()
 
 
@@ -341,11 +406,11 @@ def test_mistakes_are_named(
     spark: SparkSession, rows: list[dict], folder: str, catalogue: ItemCatalogue
 ) -> None:
     model = _popularity(spark, folder)
-    with pytest.raises(ValueError, match="histories lack column positives"):
+    with pytest.raises(ValueError, match="histories lack column interacted"):
         rank(
-            _frame(spark, rows).drop("positives"),
+            _frame(spark, rows).drop("interacted"),
             [model],
-            RankingProtocol("uniform5"),
+            [RankingProtocol("uniform5")],
             catalogue=catalogue,
         )
     with pytest.raises(ValueError, match="protocol 'uniform' is not known"):
