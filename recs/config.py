@@ -495,13 +495,14 @@ class Evaluate(Strict):
     ``validation`` fits on training events alone. Protocol ``relevance`` asks of single items
     whether the user likes them; at least one other is given, by which targets are ranked.
     ``baseline`` is the model that ``metric_differences`` compares the others with, where it is
-    among ``models``.
+    among ``models``. ``ties: against`` puts candidates of the target's score before it, ``random``
+    gives the expectation over all their orders.
     """
 
     split: Literal["validation", "test"] = "test"
     protocols: list[Literal["full", "uniform100", "popularity100", "given", "relevance"]] = ["full"]
     ks: list[PositiveInt] = Field(default=[1, 5, 10, 20], min_length=1)
-    ties: Literal["against", "half"] = "against"
+    ties: Literal["against", "random"] = "against"
     bootstrap: PositiveInt = 200
     baseline: ModelName = "popularity"
     gates: list[Gate] = []

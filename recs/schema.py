@@ -113,7 +113,7 @@ _METRIC_COLUMNS = (
     Column("slice", "string", "users or targets measured: all, head, tail, …", nullable=False),
     Column("metric", "string", "hr, ndcg, mrr, recall, precision, map, auc, …", nullable=False),
     Column("k", "int", "length of the list; null for the whole ranking"),
-    Column("ties", "string", "equal scores count against the target, or as half"),
+    Column("ties", "string", "equal scores: against the target, or mean over random orders"),
     Column("value", "double", "mean over users, or the metric of all lists together"),
     Column("lower", "double", "2.5% bound of the bootstrap over users"),
     Column("upper", "double", "97.5% bound of the bootstrap over users"),

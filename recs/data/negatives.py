@@ -22,8 +22,15 @@ from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import read_column, read_lists, to_arrow
 from recs.arrays.streams import by_user, packed
 from recs.config import NegativeRule, Negatives
-from recs.sampling import EVENT, EXPLICIT, POSITIVES, EventStream, Groups, group_items
-from recs.sampling import Negatives as Drawn
+from recs.sampling import (
+    EVENT,
+    EXPLICIT,
+    POSITIVES,
+    EventNegatives,
+    EventStream,
+    Groups,
+    group_items,
+)
 
 _NEGATIVES = "user_id int, sequence int, item_id int, negatives array<int>"
 
@@ -139,7 +146,7 @@ def _rows(
     return events.unionByName(users)
 
 
-def _to_arrow(keys: np.ndarray, item_ids: np.ndarray, drawn: Drawn) -> pa.RecordBatch:
+def _to_arrow(keys: np.ndarray, item_ids: np.ndarray, drawn: EventNegatives) -> pa.RecordBatch:
     keys = keys[drawn.rows]
     return pa.RecordBatch.from_pydict(
         {
