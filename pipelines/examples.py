@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame
 from pipelines.job import Job, Stage
 from recs.config import Negatives, Sequences
 from recs.data import negatives, sequences
+from recs.lake import LakeError
 from recs.storage import join
 
 
@@ -63,7 +64,7 @@ def _event_type_ids(job: Job, settings: Sequences) -> dict[str, int]:
     }
     missing = sorted(set(wanted) - set(numbered))
     if missing:
-        raise ValueError(
+        raise LakeError(
             f"event types {missing} have no number in {job.lake.address('event_type_ids')}: "
             "run the stage vocabulary first"
         )

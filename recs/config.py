@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from recs.errors import UserError
 from recs.nn.models import MODELS
 from recs.settings import Strict, leaves
 from recs.storage import (
@@ -47,7 +48,7 @@ MODEL_NAMES: tuple[str, ...] = ("popularity", "slim", *NETWORKS)
 _CATALOG = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot run, with the key at fault and the mend."""
 
 

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 
+from recs.errors import UserError
+
 #: URI schemes that a lake, an input or a working folder may have, and fsspec's name for each.
 SCHEMES = {
     "": "file",
@@ -31,7 +33,7 @@ SCHEMES = {
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 
 
-class StorageError(ValueError):
+class StorageError(UserError):
     """A path or URI that recs will not open."""
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from recs.errors import UserError
 from recs.storage import filesystem, join, read_file, write_file
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _SHARD_SCHEMA = (
 _KEPT_SECONDS = 24 * 3600
 
 
-class MatrixError(ValueError):
+class MatrixError(UserError):
     """Entries that make no matrix, or files that are not one."""
 
 

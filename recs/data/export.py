@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from recs.arrays.files import write_vectors
 from recs.arrays.matrix import write_csr
+from recs.errors import UserError
 from recs.storage import filesystem, join
 from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
 from recs.training.plan import File, lengths_up_to
@@ -72,7 +73,7 @@ def export(
 
     Raises
     ------
-    ValueError
+    UserError
         If there is nothing to train on.
     """
     parts, columns = {}, ""
@@ -80,7 +81,7 @@ def export(
         parts[part], found = _write(rows, part, folder, lanes, seed)
         columns = columns or found
     if not any(file.rows for file in parts["train"]):
-        raise ValueError("there are no sequences to train on: run the stages split and sequences")
+        raise UserError("there are no sequences to train on: run the stages split and sequences")
     pairs = user_positives.select("user_id", F.explode("items").alias("item_id"))
     write_csr(
         pairs,

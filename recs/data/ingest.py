@@ -29,13 +29,14 @@ from recs.data.sources import (
     open_stream,
     rows,
 )
+from recs.errors import UserError
 from recs.storage import join
 
 REASON = "_reason"
 DUPLICATE = "duplicate"
 
 
-class TooManyRejects(ValueError):
+class TooManyRejects(UserError):
     """More of the delivered rows were rejected than the configuration allows."""
 
 

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from recs.config import CandidateSource, Source
+from recs.errors import UserError
 
 #: Columns beside the data's own that every reader gives.
 RAW, SOURCE, LINE, MALFORMED = "_raw", "_source", "_line", "_malformed"
@@ -31,7 +32,7 @@ _BYTES_PER_BATCH = 8 * 2**30
 _ANY_AGE = "36500d"
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Delivered data whose form is not what the configuration says."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import Lists
+from recs.errors import UserError
 from recs.ranking.scoring import BLOCK_SCORES, DenseScores, Reasons, no_reasons
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def write_embeddings(
 
     Raises
     ------
-    ValueError
+    UserError
         If there are none.
     """
 
@@ -109,5 +110,5 @@ def write_embeddings(
 
     paths = write_arrays(embeddings.select("item_id", "vector", "bias"), folder, arrays)
     if not paths:
-        raise ValueError(f"model {name} has no item embeddings: run the stage embed first")
+        raise UserError(f"model {name} has no item embeddings: run the stage embed first")
     return EmbeddingModel(name, paths["vectors"], paths["biases"])

@@ -26,6 +26,7 @@ from recs.arrays.lists import (
     read_vectors,
     to_arrow,
 )
+from recs.errors import UserError
 from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.kernels import gather, rank_among, rank_targets, top_k
 from recs.ranking.protocols import RankingProtocol, sampler_of
@@ -86,8 +87,10 @@ def recommend(
     Raises
     ------
     ValueError
-        If a column is missing or k < 1; in the task, if the model's scores hold NaN or the model
-        knows more items than the catalogue.
+        If a column is missing or k < 1.
+    UserError
+        In the task, if the model's scores hold NaN or the model knows more items than the
+        catalogue.
     """
     _require(histories, ("user_id", "history", "values", "seen"))
     if k < 1:
@@ -306,7 +309,7 @@ def _checked(scores: Scores, model: Recommender, user_ids: np.ndarray, num_items
             )
         else:
             user, item = place // values.shape[-1], place % values.shape[-1]
-        raise ValueError(
+        raise UserError(
             f"model {model.name} scores item {item} for user {user_ids[user]} with NaN; "
             "its training diverged or its input holds NaN: train it again"
         )
@@ -314,7 +317,7 @@ def _checked(scores: Scores, model: Recommender, user_ids: np.ndarray, num_items
         scores.items.max(initial=-1) + 1 if isinstance(scores, SparseScores) else values.shape[-1]
     )
     if known > num_items:
-        raise ValueError(
+        raise UserError(
             f"model {model.name} scores {known} items, the catalogue has {num_items}; "
             "give the catalogue of the vocabulary that the model was trained with, or a later one"
         )
@@ -323,7 +326,7 @@ def _checked(scores: Scores, model: Recommender, user_ids: np.ndarray, num_items
 
 def _check_items(lists: Lists, column: str, num_items: int) -> None:
     if lists.items.size and not 0 <= lists.items.min() <= lists.items.max() < num_items:
-        raise ValueError(
+        raise UserError(
             f"column {column} has item ids from {lists.items.min()} to {lists.items.max()}, "
             f"outside the catalogue's 0 to {num_items - 1}"
         )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recs.arrays.matrix import Csr, CsrFiles, MatrixError, write_array, write_csr
+from recs.errors import UserError
 from recs.slim import budget, gram, solver, streamed
 from recs.slim.ranked import Ranked, item_counts, open_ranked
 from recs.slim.source import Gram, tail_starts
@@ -43,7 +44,7 @@ _ITEMS_A_BATCH = 2048
 _BLOCK_BYTES = 32 * 2**20
 
 
-class NotConverged(RuntimeError):
+class NotConverged(UserError):
     """Items whose weights are no solution."""
 
 
