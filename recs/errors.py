@@ -42,10 +42,12 @@ def tell(error: BaseException) -> Told:
     if isinstance(error, UserError):
         return Told(str(error), error.exit_code, whole=True)
     if isinstance(error, OSError) and error.filename is not None:
-        return Told(f"{error.filename}: {error.strerror}", UserError.exit_code, whole=True)
+        reason = error.strerror or type(error).__name__
+        return Told(f"{error.filename}: {reason}", UserError.exit_code, whole=True)
     if type(error).__module__.startswith(("pyspark.", "py4j.")):
         return _of_spark(error)
-    return Told(f"{type(error).__name__}: {error}", 1, whole=False)
+    name = type(error).__name__
+    return Told(f"{name}: {error}" if str(error) else name, 1, whole=False)
 
 
 class _Cause(NamedTuple):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recs.errors import UserError
+from recs.errors import UserError, tell
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -110,7 +110,7 @@ def get_session(
     master
         Spark master URL; by default the submission's, else ``local[*]``.
     conf
-        Further Spark settings; they win over those chosen here.
+        Further Spark settings; they win over those chosen here. Packages are added to Delta's.
     verbose
         Show the JVM's own messages.
 
@@ -150,6 +150,9 @@ def get_session(
         settings |= DELTA_CONF | {"spark.jars.packages": DELTA_PACKAGE, "spark.jars.ivy": str(ivy)}
         settings |= {"spark.jars.ivySettings": str(ivy / _IVY_FILE)}
     settings |= conf or {}
+    packages = (conf or {}).get("spark.jars.packages")
+    if packages and not submitted and "delta-spark" not in packages:
+        settings["spark.jars.packages"] = f"{DELTA_PACKAGE},{packages}"
 
     # Without a name: it is gone with the JVM, which writes to it as long as it lives.
     with tempfile.TemporaryFile() as output:
@@ -163,13 +166,28 @@ def get_session(
             session = SparkSession.builder.config(map=settings).getOrCreate()
         except Exception as error:
             size = os.fstat(output.fileno()).st_size
-            tail = os.pread(output.fileno(), _TAIL, max(0, size - _TAIL)).decode(errors="replace")
-            raise SessionError(f"Spark did not start: {_reason(tail) or error}") from error
+            tail = os.pread(output.fileno(), _TAIL, max(0, size - _TAIL))
+            raise SessionError(f"Spark did not start: {_reason(error, tail)}") from error
     _require_delta(session)
     _check_names(session)
     if local:
         _keep_jars_off_the_workers_path(session)
     return session
+
+
+def num_tasks(spark: SparkSession) -> int:
+    """Return how many tasks a shuffle is to have: ``spark.sql.shuffle.partitions``.
+
+    Where that is no number, as Databricks' ``auto``, it is three times the default parallelism.
+    """
+    given = spark.conf.get("spark.sql.shuffle.partitions", "") or ""
+    if given.isdigit():
+        return int(given)
+    from pyspark.sql import functions as F
+
+    # By the parts that Spark makes of a range, for Spark Connect has no context to ask.
+    parts = spark.range(10_000).agg(F.count_distinct(F.spark_partition_id()).alias("parts"))
+    return 3 * int(parts.collect()[0]["parts"])
 
 
 def _keep_jars_off_the_workers_path(session: SparkSession) -> None:
@@ -272,12 +290,20 @@ def _ivy_home() -> Path:
 _TAIL = 20_000
 
 
-def _reason(output: str) -> str:
-    """Return the line of a JVM's output that says why it has ended."""
-    found = re.findall(r"^(?:Exception in thread \S+ \S+?: |Error: )?(.*\S.*)", output, re.M)
-    signs = re.compile(r"^(Exception in thread|Error: )|unresolved dependency|Invalid .*heap")
-    lines = [line for line in output.splitlines() if signs.search(line)]
-    return (lines or found or [""])[0].strip()
+def _reason(error: Exception, output: bytes) -> str:
+    """Return why Spark has not started, from the end of what the JVM printed if it has ended."""
+    if "JAVA_GATEWAY_EXITED" not in str(error):
+        return tell(error).message
+    text = output.decode(errors="replace")
+    thrown = re.findall(r"^(?:Exception in thread \S+|Caused by:) \S+?: (.*)", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.strip() and line[0] not in "\t "]
+    refused = [line for line in lines if re.match(r"Error|Invalid|Unrecognized", line)]
+    reason = (thrown[-1:] or refused or lines[-1:] or [str(error)])[0]
+    if "unresolved dependency" in reason:
+        reason += (
+            ", nor can it be fetched: give a repository that answers as spark.jars.repositories"
+        )
+    return reason
 
 
 @contextmanager

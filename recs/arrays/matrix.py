@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recs.errors import UserError
+from recs.session import num_tasks
 from recs.storage import filesystem, join, read_file, write_file
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def write_csr(
         ascending order, so that no order of rows changes it) or 1; else it is refused.
     blocks
         Ranges of rows, and so the number of tasks; a range must fit a worker's memory. By default
-        ``spark.sql.shuffle.partitions``.
+        :func:`recs.session.num_tasks`.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def write_csr(
     if not (num_rows > 0 and 0 < num_columns < 2**31 and num_rows * num_columns < 2**63):
         raise MatrixError(f"a matrix of shape {shape} cannot be written: give positive int32 sizes")
     if blocks is None:
-        blocks = int(df.sparkSession.conf.get("spark.sql.shuffle.partitions", "200") or 200)
+        blocks = num_tasks(df.sparkSession)
     height = -(-num_rows // blocks)
     columns = [F.col(row).cast("long").alias("row"), F.col(column).cast("long").alias("column")]
     if value is not None:

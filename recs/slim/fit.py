@@ -19,6 +19,7 @@ import numpy as np
 
 from recs.arrays.matrix import Csr, CsrFiles, MatrixError, write_array, write_csr
 from recs.errors import UserError
+from recs.session import num_tasks
 from recs.slim import budget, gram, solver, streamed
 from recs.slim.ranked import Ranked, item_counts, open_ranked
 from recs.slim.source import Gram, tail_starts
@@ -87,7 +88,7 @@ def fit(
     warm_start
         item_id int, neighbour_id int, weight float: earlier weights of the same items.
     blocks
-        Tasks of each step; by default ``spark.sql.shuffle.partitions``.
+        Tasks of each step; by default :func:`recs.session.num_tasks`.
     """
     spark = interactions.sparkSession
     problem = prepare(
@@ -137,7 +138,7 @@ def prepare(
     max_neighbours
         That of the options that it will be solved with.
     blocks
-        Tasks of each step; by default ``spark.sql.shuffle.partitions``.
+        Tasks of each step; by default :func:`recs.session.num_tasks`.
 
     Raises
     ------
@@ -147,7 +148,7 @@ def prepare(
         If A does not fit the budget, and ``max_neighbours`` is None.
     """
     spark = interactions.sparkSession
-    blocks = blocks or _default_blocks(spark)
+    blocks = blocks or num_tasks(spark)
     weighted = "value" in interactions.columns
     if weighted:
         from pyspark.sql import functions as F
@@ -231,7 +232,7 @@ def solve(
     warm_start
         From :func:`write_weights`.
     blocks
-        Tasks; by default ``spark.sql.shuffle.partitions``.
+        Tasks; by default :func:`recs.session.num_tasks`.
 
     Returns
     -------
@@ -241,7 +242,7 @@ def solve(
         without an event have empty arrays.
     """
     options.check()
-    blocks = min(blocks or _default_blocks(spark), problem.num_items)
+    blocks = min(blocks or num_tasks(spark), problem.num_items)
     if isinstance(problem, StreamedProblem):
         return streamed.solve(spark, problem, options, warm_start=warm_start, blocks=blocks)
     options = options._replace(
@@ -304,10 +305,6 @@ def require_converged(fits: DataFrame) -> int:
             "thousands of weights may need a larger l1, max_neighbours, or memory_budget_mb"
         )
     return solved
-
-
-def _default_blocks(spark: SparkSession) -> int:
-    return int(spark.conf.get("spark.sql.shuffle.partitions", "200") or 200)
 
 
 def _write_gram(

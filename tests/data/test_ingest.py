@@ -23,6 +23,8 @@ from recs.data.ingest import (
 )
 from recs.data.sources import SourceError, open_batch
 
+pytestmark = pytest.mark.planner
+
 NOW = datetime(2025, 6, 1)
 COLUMNS = {"user": "u", "item": "i", "timestamp": "t", "event_type": "e", "weight": "w"}
 TYPES = {"view": {}, "buy": {"weight": 3}, "dislike": {"polarity": "negative"}}

@@ -12,6 +12,8 @@ from recs.config import NegativeRule, Negatives
 from recs.data.negatives import negatives, rule_groups
 from recs.errors import UserError
 
+pytestmark = pytest.mark.planner
+
 NUM_ITEMS = 40
 FIT = ("train", "validation")
 #: (user, sequence) -> (item, negatives)

@@ -12,6 +12,8 @@ from pyspark.sql import DataFrame, SparkSession
 from recs.config import Split
 from recs.data.split import catalogue, interactions, is_per_user
 
+pytestmark = pytest.mark.planner
+
 EVENTS = (
     "user string, item string, timestamp timestamp, position bigint, event_type string, "
     "weight double, positive boolean, held_out string, source string, line bigint"
