@@ -61,14 +61,14 @@ def _cancel_jobs() -> None:
     The answer to the call that was broken off is still to come on the main thread's connection: no
     later call may take it for its own.
     """
-    if "pyspark" not in sys.modules:
-        return
-    from pyspark import SparkContext
-
-    context = SparkContext._active_spark_context
+    # Spark may be amid its import or its start.
+    contexts = getattr(sys.modules.get("pyspark"), "SparkContext", None)
+    context = getattr(contexts, "_active_spark_context", None)
     if context is None or getattr(context, "_jsc", None) is None:
         return
-    context._gateway._gateway_client.thread_connection.connection = None
+    client = context._gateway._gateway_client
+    if hasattr(client, "thread_connection"):  # else each call takes one that no other has
+        client.thread_connection.connection = None
     try:
         context.cancelAllJobs()
     except Exception:  # the JVM may have been told to end, too

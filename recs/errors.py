@@ -41,13 +41,23 @@ def tell(error: BaseException) -> Told:
     """
     if isinstance(error, UserError):
         return Told(str(error), error.exit_code, whole=True)
-    if isinstance(error, OSError) and error.filename is not None:
-        reason = error.strerror or type(error).__name__
-        return Told(f"{error.filename}: {reason}", UserError.exit_code, whole=True)
+    if isinstance(error, OSError):
+        return _of_machine(error)
     if type(error).__module__.startswith(("pyspark.", "py4j.")):
         return _of_spark(error)
+    return Told(_named(error), 1, whole=False)
+
+
+def _named(error: BaseException) -> str:
     name = type(error).__name__
-    return Told(f"{name}: {error}" if str(error) else name, 1, whole=False)
+    return f"{name}: {error}" if str(error) else name
+
+
+def _of_machine(error: OSError) -> Told:
+    """Tell what the machine refuses: a file that is not there or not allowed, a full disk."""
+    code = 1 if isinstance(error, ConnectionError | TimeoutError) else UserError.exit_code
+    named = f"{error.filename}: {error.strerror}" if error.filename else _named(error)
+    return Told(named, code, whole=True)
 
 
 class _Cause(NamedTuple):

@@ -163,7 +163,10 @@ def get_session(
                 _own_handler(),
             ):
                 SparkContext.getOrCreate(SparkConf().setAll(list(settings.items())))
-            session = SparkSession.builder.config(map=settings).getOrCreate()
+            builder = SparkSession.builder
+            for key, value in settings.items():
+                builder = builder.config(key, value)
+            session = builder.getOrCreate()
         except Exception as error:
             size = os.fstat(output.fileno()).st_size
             tail = os.pread(output.fileno(), _TAIL, max(0, size - _TAIL))
@@ -228,13 +231,14 @@ def _check_names(session: SparkSession) -> None:
 
     On a cluster, where files are seldom the driver's, it is only told.
     """
-    if not hasattr(session, "_jvm"):  # Spark Connect
+    jvm = getattr(session, "_jvm", None)
+    if jvm is None:  # Spark Connect
         return
-    encoding = session._jvm.java.lang.System.getProperty("sun.jnu.encoding")
+    encoding = jvm.java.lang.System.getProperty("sun.jnu.encoding")
     if os.name != "posix" or encoding is None or encoding.upper() == "UTF-8":
         return
     told = f"the JVM's file names are {encoding}: set LC_ALL=C.UTF-8"
-    local = session.sparkContext.master.startswith("local")
+    local = (session.sparkContext.master or "").startswith("local")
     if local and "DATABRICKS_RUNTIME_VERSION" not in os.environ:
         raise SessionError(told)
     log.warning(told)

@@ -25,11 +25,13 @@ def test_users_errors_are_told_whole() -> None:
     assert tell(GateFailed("too low")) == ("too low", 3, True)
     denied = OSError(errno.EACCES, os.strerror(errno.EACCES), "/lake")
     assert tell(denied) == ("/lake: Permission denied", 2, True)
+    assert tell(FileNotFoundError("s3://a/b")) == ("FileNotFoundError: s3://a/b", 2, True)
 
 
 def test_other_errors_are_faults_with_a_traceback() -> None:
     assert tell(ValueError("no such axis")) == ("ValueError: no such axis", 1, False)
-    assert tell(KeyError("item")).exit_code == 1
+    assert tell(ZeroDivisionError()) == ("ZeroDivisionError", 1, False)
+    assert tell(TimeoutError("no answer")).exit_code == 1
 
 
 def test_a_jvm_that_is_gone_is_told() -> None:
@@ -42,10 +44,10 @@ def _unzipped(spark: SparkSession, folder: Path) -> object:
     return spark.read.text(f"{folder}/day.csv.gz").collect()
 
 
-def _written(spark: SparkSession, folder: Path) -> object:
+def _written(spark: SparkSession, folder: Path) -> None:
     (folder / "day.csv.gz").write_bytes(b"user,item\nu1,i1\n")
     rows = spark.read.text(f"{folder}/day.csv.gz")
-    return rows.write.format("delta").save(f"{folder}/table")
+    rows.write.format("delta").save(f"{folder}/table")
 
 
 def _zst(spark: SparkSession, folder: Path) -> object:
