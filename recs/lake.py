@@ -17,6 +17,7 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
+from recs.errors import UserError
 from recs.schema import TABLES, Mode, Table
 from recs.storage import check_uri, folder_name, join
 
@@ -27,7 +28,7 @@ _VERSION_PROPERTY = "recs.schema_version"
 Write = Literal["append", "overwrite"]
 
 
-class LakeError(RuntimeError):
+class LakeError(UserError):
     """A table is missing, of another mode, or of a newer schema."""
 
 

@@ -24,6 +24,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 import recs
+from recs.errors import tell
 from recs.lake import Lake, LakeError, Write
 from recs.schema import TABLES, Mode
 from recs.storage import redact_text
@@ -469,7 +470,7 @@ class Run:
             mine = newest["userMetadata"] == self._mark
             if output.writes and mine and not self._overtaken(name, committed):
                 self.lake.restore(name, output.base)
-        message = redact_text(f"{type(error).__name__}: {error}")[:2000]
+        message = redact_text(tell(error).message)[:2000]
         failed = self._row("failed") | {"outputs": {}, "error": message}
         self.ledger.append(failed)
 

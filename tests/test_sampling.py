@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recs.errors import UserError
 from recs.evaluation.bootstrap import poisson_weights
 from recs.sampling import (
     EVENT,
@@ -289,12 +290,12 @@ def test_state_is_carried_from_batch_to_batch() -> None:
 )
 def test_what_cannot_be_drawn_is_refused(rows: Rows, message: str) -> None:
     stream = EventStream(group_items(np.ones(4)), 2, seed=1, fewer=False)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         _feed(stream, rows)
 
 
 def test_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 recommendable items"):
+    with pytest.raises(UserError, match="0 recommendable items"):
         Sampler.uniform(np.zeros(3, bool))
-    with pytest.raises(ValueError, match="0 recommendable items"):
+    with pytest.raises(UserError, match="0 recommendable items"):
         group_items(np.zeros(3))

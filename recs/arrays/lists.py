@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from recs.errors import UserError
+
 
 class Lists(NamedTuple):
     """The lists of B users end to end.
@@ -87,14 +89,16 @@ def read_vectors(batch: pa.RecordBatch, name: str) -> np.ndarray:
 
     Raises
     ------
+    UserError
+        If the arrays differ in length.
     ValueError
-        If the arrays differ in length, or one holds a null.
+        If an array holds a null.
     """
     offsets, flat = _flatten(batch.column(name), name, np.float32)
     lengths = np.diff(offsets)
     widths = np.unique(lengths[lengths > 0])
     if len(widths) > 1:
-        raise ValueError(f"column {name} has vectors of {widths.tolist()} numbers: embed again")
+        raise UserError(f"column {name} has vectors of {widths.tolist()} numbers: embed again")
     vectors = np.zeros((batch.num_rows, widths.max(initial=0)), np.float32)
     vectors[lengths > 0] = flat.reshape(-1, vectors.shape[1] or 1)[: (lengths > 0).sum()]
     return vectors

@@ -29,11 +29,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recs.arrays.streams import packed, run_starts
+from recs.errors import UserError
+from recs.session import num_tasks
 from recs.storage import filesystem, join, read_file, write_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame
 
 # What a task tells of a shard: its rows, entries, smallest and largest value, and its files' name.
 _SHARD = ("start", "stop", "nnz", "least", "greatest", "name")
@@ -49,7 +51,7 @@ _SHARD_ENTRIES = 2**21
 _KEPT_SECONDS = 24 * 3600
 
 
-class MatrixError(ValueError):
+class MatrixError(UserError):
     """Entries that make no matrix, or files that are not one."""
 
 
@@ -121,7 +123,7 @@ def write_csr(
         Take a pair that is there more than once as one entry, of the sum of its values (added up in
         ascending order, so that no order of rows changes it) or 1; else it is refused.
     blocks
-        Ranges of rows, and so the number of tasks; by default ``spark.sql.shuffle.partitions``.
+        Ranges of rows, and so the number of tasks; by default :func:`recs.session.num_tasks`.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def write_csr(
     num_rows, num_columns = shape
     if not (0 < num_rows < 2**31 and 0 < num_columns < 2**31):
         raise MatrixError(f"a matrix of shape {shape} cannot be written: give positive int32 sizes")
-    blocks = blocks or default_blocks(df.sparkSession)
+    blocks = blocks or num_tasks(df.sparkSession)
     entries = df.select(
         F.col(row).cast("long").alias("row"),
         F.col(column).cast("long").alias("column"),
@@ -169,11 +171,6 @@ def write_csr(
         },
     )
     return CsrFiles(folder)
-
-
-def default_blocks(spark: SparkSession) -> int:
-    """Return the number of tasks of a shuffle, unless told otherwise."""
-    return int(spark.conf.get("spark.sql.shuffle.partitions", "200") or 200)
 
 
 def _start(shard: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import read_column, read_lists, to_arrow
 from recs.arrays.streams import by_user, packed
 from recs.config import NegativeRule, Negatives
+from recs.errors import UserError
 from recs.sampling import (
     EVENT,
     EXPLICIT,
@@ -94,7 +95,7 @@ def negatives(
 
     Raises
     ------
-    ValueError
+    UserError
         If a rule names a column that no item has a value in, or there is nothing to draw from; in
         the task, if the tables contradict each other or, with ``shortage: error``, a user has too
         few items left.
@@ -188,7 +189,7 @@ def write_groups(
 
     paths = write_arrays(rows.select(*columns), folder, groups)
     if not paths:
-        raise ValueError("no negatives can be drawn: the catalogue is empty; run the split first")
+        raise UserError("no negatives can be drawn: the catalogue is empty; run the split first")
     return GroupFiles(tuple(paths[name] for name in Groups._fields))
 
 
@@ -209,12 +210,12 @@ def rule_groups(items: DataFrame | None, rules: Sequence[NegativeRule]) -> DataF
 
     Raises
     ------
-    ValueError
+    UserError
         If a rule names a column that no item has a value in.
     """
     if items is None:
         names = ", ".join(rule.column for rule in rules)
-        raise ValueError(
+        raise UserError(
             f"negatives.rules name {names}, but nothing is known of items: give items a source"
         )
     values = [_values(items, rule) for rule in rules]
@@ -222,7 +223,7 @@ def rule_groups(items: DataFrame | None, rules: Sequence[NegativeRule]) -> DataF
     for rule, found in zip(rules, held.first() or [], strict=True):
         if not found:
             what = "number" if rule.edges else "value"
-            raise ValueError(
+            raise UserError(
                 f"negatives.rules: no item has a {what} in column {rule.column!r}; items have "
                 f"{', '.join(_known_columns(items))}"
             )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.errors import UserError
 from recs.sampling.draws import Workspace, draw_by_tries, draw_exactly, num_tries, workspace
 from recs.sampling.groups import Groups
 from recs.sampling.hashing import EVENT_NEGATIVES, EXPLICIT_DEAL, hash_bits, hash_stream
@@ -110,7 +111,7 @@ class EventStream:
 
         Raises
         ------
-        ValueError
+        UserError
             If an item is not in the vocabulary, a positive event's item is not among its user's
             positives or, unless ``fewer``, an event has not enough items to draw from.
         """
@@ -128,17 +129,17 @@ class EventStream:
 
     def _refuse(self, problem: int, user: int, item: int) -> None:
         if problem == _SHORTAGE:
-            raise ValueError(
+            raise UserError(
                 f"user {user} has fewer than {self._size} items left to draw as negatives of item "
                 f"{item}; ask for fewer (negatives.per_positive), loosen negatives.rules, or take "
                 "what there is: negatives.shortage=fewer"
             )
         if problem == _UNKNOWN_POSITIVE:
-            raise ValueError(
+            raise UserError(
                 f"user {user} has a positive event of item {item}, which user_positives lacks; "
                 "make user_positives of the same interactions"
             )
-        raise ValueError(
+        raise UserError(
             f"rows of user {user} hold an item outside of the vocabulary's 0 to "
             f"{self._state.space.marks.size - 1}; make interactions and catalogue of the same "
             "vocabulary"

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.errors import UserError
+
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -53,7 +55,7 @@ def group_items(weights: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None
 
     Raises
     ------
-    ValueError
+    UserError
         If no item can be drawn.
     """
     num_items = len(weights)
@@ -85,11 +87,11 @@ def drawable(weights: np.ndarray) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    UserError
         If one is not finite or below 0, or all are 0.
     """
     if not weights.sum() > 0 or not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(
+        raise UserError(
             f"no negatives can be drawn: {np.count_nonzero(weights)} recommendable items have a "
             f"weight, in total {weights.sum()}; give at least one a finite weight above 0"
         )

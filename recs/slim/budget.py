@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recs.errors import UserError
 from recs.slim import gram, solver
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LEAST_HEAD_USERS = 16
 SMALL_TABLE = 64 * 2**20
 
 
-class BudgetError(ValueError):
+class BudgetError(UserError):
     """A problem that does not fit the memory that it is given."""
 
 

@@ -12,7 +12,9 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
-from recs.arrays.matrix import CsrFiles, MatrixError, default_blocks, write_csr
+from recs.arrays.matrix import CsrFiles, MatrixError, write_csr
+from recs.errors import UserError
+from recs.session import num_tasks
 from recs.slim import budget, hosted, solver, streamed
 from recs.slim.hosted import HostedProblem, item_counts
 from recs.slim.streamed import StreamedProblem
@@ -27,7 +29,7 @@ log = logging.getLogger("recs")
 MEMORY_BUDGET_BYTES = 2**30
 
 
-class NotConverged(RuntimeError):
+class NotConverged(UserError):
     """Items whose weights are no solution."""
 
 
@@ -53,7 +55,7 @@ def fit(
     warm_start
         item_id int, neighbour_id int, weight float: earlier weights of the same items.
     blocks
-        Tasks of each step; by default ``spark.sql.shuffle.partitions``.
+        Tasks of each step; by default :func:`recs.session.num_tasks`.
     """
     spark = interactions.sparkSession
     problem = prepare(
@@ -103,7 +105,7 @@ def prepare(
     max_neighbours
         That of the options that it will be solved with.
     blocks
-        Tasks of each step; by default ``spark.sql.shuffle.partitions``.
+        Tasks of each step; by default :func:`recs.session.num_tasks`.
 
     Raises
     ------
@@ -113,7 +115,7 @@ def prepare(
         If A does not fit the budget, and ``max_neighbours`` is None.
     """
     spark = interactions.sparkSession
-    blocks = blocks or default_blocks(spark)
+    blocks = blocks or num_tasks(spark)
     weighted = "value" in interactions.columns
     if weighted:
         from pyspark.sql import functions as F
@@ -190,7 +192,7 @@ def solve(
     warm_start
         From :func:`write_weights`.
     blocks
-        Tasks; by default ``spark.sql.shuffle.partitions``.
+        Tasks; by default :func:`recs.session.num_tasks`.
 
     Returns
     -------
@@ -200,7 +202,7 @@ def solve(
         without an event have empty arrays.
     """
     options.check()
-    blocks = min(blocks or default_blocks(spark), problem.num_items)
+    blocks = min(blocks or num_tasks(spark), problem.num_items)
     way = streamed if isinstance(problem, StreamedProblem) else hosted
     return way.solve(spark, problem, options, warm_start=warm_start, blocks=blocks)
 

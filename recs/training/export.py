@@ -15,6 +15,7 @@ from recs.arrays.files import write_vectors
 from recs.arrays.lists import read_lists, right_aligned
 from recs.arrays.matrix import write_csr
 from recs.arrays.streams import whole_runs
+from recs.errors import UserError
 from recs.schema import PADDING
 from recs.storage import filesystem, join
 from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
@@ -75,7 +76,7 @@ def export(
 
     Raises
     ------
-    ValueError
+    UserError
         If there is nothing to train on.
     """
     parts, columns = {}, ""
@@ -83,7 +84,7 @@ def export(
         parts[part], found = _write(rows, part, folder, lanes, seed)
         columns = columns or found
     if not any(file.rows for file in parts["train"]):
-        raise ValueError("there are no sequences to train on: run the stages split and sequences")
+        raise UserError("there are no sequences to train on: run the stages split and sequences")
     pairs = user_positives.select("user_id", F.explode("items").alias("item_id"))
     write_csr(
         pairs,

@@ -16,6 +16,8 @@ from pyspark.sql import SparkSession
 from recs.arrays import matrix
 from recs.arrays.matrix import CsrFiles, MatrixError, map_cached, write_csr
 
+pytestmark = pytest.mark.planner
+
 ENTRIES = [(0, 2, 1.5), (0, 0, 2.0), (3, 1, 0.5), (4, 0, 1.0), (4, 2, 3.0)]
 SCHEMA = "r int, c int, v double"
 

@@ -28,6 +28,8 @@ from recs.data.sources import RAW, REASON, read_rows
 from recs.schema import TABLES
 from recs.session import settings
 
+pytestmark = pytest.mark.planner
+
 NOW = datetime(2025, 6, 1)
 COLUMNS = {"user": "u", "item": "i", "timestamp": "t", "event_type": "e", "weight": "w"}
 TYPES = {"view": {}, "buy": {"weight": 3}, "dislike": {"polarity": "negative"}}

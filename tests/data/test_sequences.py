@@ -11,6 +11,8 @@ from pyspark.sql import DataFrame, SparkSession
 from recs.config import Sequences
 from recs.data.sequences import sequences, user_positives
 
+pytestmark = pytest.mark.planner
+
 TYPES = {"view": 0, "like": 1}
 START = datetime(2025, 1, 1)
 

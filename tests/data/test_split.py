@@ -18,6 +18,8 @@ from recs.data.split import (
     weighted,
 )
 
+pytestmark = pytest.mark.planner
+
 EVENTS = (
     "event_id bigint, user string, item string, timestamp timestamp, position bigint, "
     "event_type string, weight double, positive boolean, context map<string,string>, "

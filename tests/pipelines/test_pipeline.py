@@ -44,6 +44,7 @@ def finished(
     return configure, *run(configure("run_id=first"))
 
 
+@pytest.mark.planner
 def test_events_become_recommendations_and_metrics(finished: tuple[Configure, Lake, dict]) -> None:
     configure, lake, document = finished
     assert set(document["seconds"]) == {stage.name for stage in stages_of(configure())}

@@ -23,6 +23,7 @@ from pyspark.sql import functions as F
 
 from recs.arrays.streams import whole_runs
 from recs.data.synthetic.values import EVENT_TYPES, SECONDS_A_DAY, Draws, SyntheticLog
+from recs.errors import UserError
 from recs.storage import filesystem, join, remove_tree
 
 EventFormat = Literal["csv", "parquet"]
@@ -95,11 +96,11 @@ def write(
 
     Raises
     ------
-    ValueError
+    UserError
         If ``bad_share`` is out of range.
     """
     if not 0 <= bad_share <= 1:
-        raise ValueError(f"bad_share is {bad_share}; it must lie in [0, 1]")
+        raise UserError(f"bad_share is {bad_share}; it must lie in [0, 1]")
     items = log.items.select(
         _number("item"),
         F.to_json(F.struct("item", "title", "category", "text", "price")).alias("line"),
