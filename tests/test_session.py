@@ -89,8 +89,10 @@ def test_a_jvm_that_reads_ascii_names_alone_is_refused_or_told(
 
 def test_a_session_takes_settings_locale_and_handler_of_the_program(tmp_path: Path) -> None:
     """In one process, for Spark takes its time to start: started under LC_ALL=C."""
-    (tmp_path / "\u00e9v\u00e9nements.csv").write_text("a\nb\n")
-    (tmp_path / "plain.csv").write_text("c\n")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "événements.csv").write_text("a\nb\n")
+    (data / "plain.csv").write_text("c\n")
     code = """if True:
         import os, signal, sys
         from recs.session import get_session
@@ -108,7 +110,7 @@ def test_a_session_takes_settings_locale_and_handler_of_the_program(tmp_path: Pa
     repository = _repository(tmp_path / "repository")
     env = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_CTYPE")}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), repository],
+        [sys.executable, "-c", code, str(data), repository],
         env=env | {"LC_ALL": "C"},
         capture_output=True,
         text=True,
