@@ -26,9 +26,13 @@ install: $(INSTALLED)
 demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
-# The files of tests are dealt to two processes, each with its session of Spark.
+# The files of tests are dealt to two processes, each with its session of Spark. Some are run again
+# under the planner of production, which is too slow for all.
 test: java check
 	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
+ifeq ($(ARGS),)
+	RECS_TEST_PLANNER=production $(PYTEST) --numprocesses 2 --dist loadfile -m "planner and not slow"
+endif
 
 test-slow: java $(INSTALLED)
 	$(PYTEST) -m slow $(ARGS)

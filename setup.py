@@ -75,5 +75,5 @@ setup(
     package_data={"pipelines.conf": ["**/*.yaml"]},
     install_requires=BASE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["recs = pipelines.cli:main"]},
+    entry_points={"console_scripts": ["recs = pipelines.cli:console"]},
 )

@@ -46,9 +46,9 @@ def different_rows(lake: Lake, other: Lake) -> dict[str, int]:
 
 
 def load(lake: Lake, name: str) -> DataFrame:
-    """Return a committed table as a reader compares it: without who wrote it."""
-    df = lake.load(name, Ledger(lake).versions()[lake.key(name)]).drop("run_id")
-    return df.withColumn("context", F.to_json("context")) if name == "events" else df
+    """Return a committed table as a reader compares it: without run, and number of a file."""
+    df = lake.load(name, Ledger(lake).versions()[lake.key(name)]).drop("run_id", "source")
+    return df.withColumn("context", F.to_json("context")) if "context" in df.columns else df
 
 
 def fit(lake: Lake) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LENGTH = 50
 PER_POSITIVE = 4
 MEASURED = ("ingest", "vocabulary", "split", "sequences", "positives", "negatives")
 
-#: The same rows as ``recs sequences``: the last LENGTH events, padded on the left.
+#: The same rows as ``recs sequences``: the last LENGTH events.
 _DUCKDB = """
 COPY (
     WITH numbered AS (
@@ -47,10 +47,7 @@ COPY (
             list(coalesce(gap, 0)::INT ORDER BY sequence) AS gaps
         FROM numbered WHERE back <= {length} GROUP BY user_id
     )
-    SELECT user_id, 'train' AS upto, 0 AS session, last, length,
-        list_concat(list_resize([]::INT[], {length} - length, -1), items) AS items,
-        list_concat(list_resize([]::INT[], {length} - length, -1), event_types) AS event_types,
-        list_concat(list_resize([]::INT[], {length} - length, 0), gaps) AS gaps
+    SELECT user_id, 'train' AS upto, 0 AS session, last, length, items, event_types, gaps
     FROM listed
 ) TO '{target}' (FORMAT parquet)
 """

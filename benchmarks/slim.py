@@ -24,16 +24,17 @@ import numpy as np
 import scipy.sparse as sp
 from common import arguments, data_file, report
 
+from pipelines.ingest import INGEST
 from pipelines.job import run_stage
 from pipelines.models import MODELS
-from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+from pipelines.prepare import SPLIT, VOCABULARY
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages
 from recs.arrays.matrix import Csr
 from recs.config import load_config
 from recs.runs import Ledger
 from recs.slim import gram, solver
-from recs.slim.source import Gram
+from recs.slim.gram import Gram
 
 THREADS = 2
 #: Repeats of our own run, which takes a fraction of a second; the median counts.

@@ -40,7 +40,7 @@ from pyspark.sql import functions as F
 from recs.session import get_session
 from recs.slim import fit as slim
 from recs.slim import solver
-from recs.slim.source import Gram
+from recs.slim.gram import Gram
 
 CORES = 2
 L1, L2 = 5.0, 5.0

@@ -44,7 +44,7 @@ def export_set(folder: Path, items: np.ndarray) -> TrainingSet:
     import pyarrow.parquet as pq
     from pyspark.sql import functions as F
 
-    from recs.data.export import export
+    from recs.training.export import export
 
     spark = get_session("benchmark")
     size, length = items.shape

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.cli import main
+from pipelines.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main(["fit-slim", *sys.argv[1:]]))
+    console(["fit-slim", *sys.argv[1:]])

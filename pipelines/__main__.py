@@ -1,7 +1,5 @@
 """``python -m pipelines`` is ``recs``."""
 
-import sys
+from pipelines.cli import console
 
-from pipelines.cli import main
-
-sys.exit(main())
+console()

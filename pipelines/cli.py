@@ -6,13 +6,15 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from pipelines.progress import set_up_logging
 from pipelines.resources import conf_folder
+from pipelines.signals import Signals
 from recs.config import NETWORKS, Config, ConfigError, load_config
+from recs.errors import tell
 
 app = typer.Typer(
     help="Distributed training of recommenders on Spark, Torch and Delta.",
@@ -108,7 +110,8 @@ def tune_slim(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
     """Search l1 and l2 on validation events, reusing one Gram matrix."""
-    from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+    from pipelines.ingest import INGEST
+    from pipelines.prepare import SPLIT, VOCABULARY
     from pipelines.run import open_lake, read_trials, run_stages
     from pipelines.tune import TUNE_SLIM
 
@@ -135,8 +138,9 @@ def _tune_command(name: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         from pipelines.examples import POSITIVES, SEQUENCES
+        from pipelines.ingest import INGEST
         from pipelines.networks import EXPORT
-        from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+        from pipelines.prepare import SPLIT, VOCABULARY
         from pipelines.run import open_lake, read_trials, run_stages
         from pipelines.tune import TUNE_NETWORKS, check_spaces
 
@@ -167,7 +171,8 @@ def sequentiality(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
     """Tell what is lost when histories are shuffled: frequent sequences, quality of networks."""
-    from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+    from pipelines.ingest import INGEST
+    from pipelines.prepare import SPLIT, VOCABULARY
     from pipelines.run import open_lake, run_stages
     from pipelines.sequentiality import SEQUENTIALITY, draw, read_changes, read_losses, summary
 
@@ -208,7 +213,7 @@ STAGE_COMMANDS = {
     "ingest": "Read new events, items, users and candidate lists; put bad rows in quarantine.",
     "vocabulary": "Number new users and items.",
     "split": "Order events and put each in training, validation or test.",
-    "sequences": "Write the last events of users as arrays of one length.",
+    "sequences": "Write the last events of users as arrays.",
     "positives": "Write all items that each user has wanted.",
     "negatives": "Draw the negatives of every positive event.",
     "fit_popularity": "Count how popular items are.",
@@ -302,33 +307,47 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        return _call(arguments)
+    except Exception as error:
+        return _report(error, arguments)
+
+
+def console(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line as this process, which ends with the exit code of :func:`main`.
+
+    Told to end by SIGINT (Ctrl-C) or SIGTERM it ends in one line, with 130 or 143.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signals = Signals()
+    signals.install()
+    try:
+        try:
+            code = _call(arguments)
+        finally:
+            if signals.received is not None:  # whatever has broken because of it
+                signals.leave()
+    except Exception as error:
+        code = _report(error, arguments)
+    signals.over = True
+    sys.exit(code)
+
+
+def _call(arguments: list[str]) -> int:
+    try:
         app(arguments)
-        return 0
     except SystemExit as ended:  # how typer ends, with its own message for a wrong option
         return int(ended.code or 0)
-    except Exception as error:
-        name = type(error).__name__
-        mistake = isinstance(error, (ValueError, FileNotFoundError)) or name in _TOLD_IN_A_LINE
-        if not mistake or {"-v", "--verbose"} & set(arguments):
-            traceback.print_exc()
-        # Spark puts its query plan under the first line of a message.
-        message = str(error).split("\n'", 1)[0] if name == "AnalysisException" else str(error)
-        print(f"error: {message}", file=sys.stderr)
-        return 3 if name == "GateFailed" else 2 if mistake else 1
+    return 0
 
 
-#: By name, so that telling an error imports neither Spark nor Delta.
-_TOLD_IN_A_LINE = {
-    "LakeError",
-    "MissingTable",
-    "ConcurrentRun",
-    "SessionError",
-    "NotConverged",
-    "AnalysisException",
-    "GateFailed",
-    "LaunchError",
-    "DivergedError",
-}
+def _report(error: Exception, arguments: list[str]) -> int:
+    """Tell an error on standard error, and return the exit code."""
+    told = tell(error)
+    if not told.whole or {"-v", "--verbose"} & set(arguments):
+        traceback.print_exception(error)
+    print(f"error: {told.message}", file=sys.stderr)
+    return told.exit_code
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -13,6 +13,7 @@ from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.recommend import require_lists
 from recs.config import Config, Gate
 from recs.data.histories import with_candidates
+from recs.errors import UserError
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
@@ -24,8 +25,10 @@ from recs.ranking.scoring import Recommender
 from recs.storage import join
 
 
-class GateFailed(RuntimeError):
+class GateFailed(UserError):
     """A metric lies below what the configuration asks for."""
+
+    exit_code = 3
 
 
 def run_evaluate(job: Job) -> None:

@@ -10,6 +10,7 @@ from pipelines.inputs import read_catalogue
 from pipelines.job import Job, Stage
 from recs.config import Negatives, Sequences
 from recs.data import negatives, sequences
+from recs.lake import LakeError
 from recs.storage import join
 
 
@@ -64,7 +65,7 @@ def _event_type_ids(job: Job, settings: Sequences) -> dict[str, int]:
     }
     missing = sorted(set(wanted) - set(numbered))
     if missing:
-        raise ValueError(
+        raise LakeError(
             f"event types {missing} have no number in {job.lake.address('event_type_ids')}: "
             "run the stage vocabulary first"
         )
@@ -73,7 +74,7 @@ def _event_type_ids(job: Job, settings: Sequences) -> dict[str, int]:
 
 SEQUENCES = Stage(
     "sequences",
-    "Write the last events of users as arrays of one length.",
+    "Write the last events of users as arrays.",
     reads=("interactions", "event_type_ids"),
     writes=("sequences",),
     settings=("mode", "events.types", "sequences"),

@@ -121,24 +121,25 @@ def generate_log(settings: Settings, *, verbose: bool = False) -> dict[str, Any]
     Raises
     ------
     ConfigError
-        If the folder holds something else.
-    ValueError
-        If a number is out of range.
+        If a number is out of range, or the folder holds something else.
     """
     from recs.data.synthetic import SyntheticConfig, generate, write
     from recs.session import get_session
 
     settings = settings.scaled()
-    config = SyntheticConfig(
-        num_events=settings.events,
-        num_users=settings.users,
-        num_items=settings.items,
-        num_clusters=settings.clusters,
-        num_days=settings.days,
-        first_day=settings.first_day,
-        heavy_user_events=settings.heavy_user_events,
-        seed=settings.seed,
-    )
+    try:
+        config = SyntheticConfig(
+            num_events=settings.events,
+            num_users=settings.users,
+            num_items=settings.items,
+            num_clusters=settings.clusters,
+            num_days=settings.days,
+            first_day=settings.first_day,
+            heavy_user_events=settings.heavy_user_events,
+            seed=settings.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     asked = {key: value for key, value in asdict(settings).items() if key != "data"}
     asked["first_day"] = str(settings.first_day)
     _require_own(settings.data, asked)

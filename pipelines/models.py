@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
 from pipelines.networks import NETWORK_TABLES, TRAIN, embedded_version, open_network
-from recs.arrays.matrix import write_csr
+from recs.arrays.matrix import CsrFiles, is_written, write_csr
 from recs.config import NETWORKS, ConfigError, Slim
 from recs.data import histories
 from recs.lake import LakeError
@@ -26,7 +26,7 @@ from recs.ranking.slim import SlimModel
 from recs.runs import Ledger
 from recs.slim.fit import fit, item_weights, require_converged
 from recs.slim.solver import Options
-from recs.storage import join
+from recs.storage import join, remove_tree
 
 log = logging.getLogger("recs")
 
@@ -102,6 +102,7 @@ def fit_slim(job: Job) -> None:
     job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
     fits.unpersist()
     job.note_splits(job.fit_splits)
+    job.run.after_commit(lambda: _remove_old_weights(job))
 
 
 def _may_start_from_last(job: Job) -> bool:
@@ -127,9 +128,24 @@ def slim_options(settings: Slim) -> Options:
 
 
 def open_slim(job: Job) -> Recommender:
-    """Return SLIM as fitted: W in files, by neighbour."""
+    """Return SLIM as fitted: W in files, by neighbour, which the first to ask for them writes."""
     job.require_fitted("fit_slim")
-    return open_weights(_weights(job), join(job.work_folder, "weights"), job.num_items())
+    weights = _weights(job)
+    folder = _weights_folder(job, job.run.inputs[job.lake.key("item_weights")])
+    if is_written(folder):
+        return SlimModel("slim", CsrFiles(folder))
+    return open_weights(weights, folder, job.num_items())
+
+
+def _weights_folder(job: Job, version: int) -> str:
+    """Return the folder of W as it is in a version of ``item_weights``."""
+    return job.lake.location.work(job.config.mode, "weights", str(version))
+
+
+def _remove_old_weights(job: Job) -> None:
+    """Remove what was made of all fits but the newest, and the one before, which may be read."""
+    for run in Ledger(job.lake).finished("fit_slim")[:-2]:
+        remove_tree(_weights_folder(job, run.outputs[job.lake.key("item_weights")]))
 
 
 def open_weights(weights: DataFrame, folder: str, num_items: int) -> Recommender:

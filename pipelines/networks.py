@@ -12,12 +12,11 @@ from pyspark.sql import functions as F
 from pipelines.inputs import read_catalogue
 from pipelines.job import Job, Stage
 from recs.config import NETWORKS, Config, ConfigError
-from recs.data import export
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
 from recs.runs import Finished, Ledger
 from recs.storage import join, new_folder, remove_tree
-from recs.training import embed
+from recs.training import embed, export
 from recs.training.launch import launch
 from recs.training.plan import Plan
 from recs.training.settings import Network, TrainingJob, check_processes

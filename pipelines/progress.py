@@ -55,8 +55,13 @@ def set_up_logging(verbose: bool) -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.DEBUG if verbose else logging.WARNING)
     log.propagate = False
-    if not verbose:  # PySpark logs every failed query whole, and then raises it as well
+    if not verbose:  # PySpark and py4j log what has failed whole, and then raise it as well
         logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
+        logging.getLogger().addFilter(_not_of_py4j)
+
+
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    return "py4j" not in record.pathname
 
 
 class Progress:

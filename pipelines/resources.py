@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recs.errors import UserError
+
 
 def conf_folder() -> Path:
     """Return the folder of the shipped ``*.yaml``: beside this file in an installed wheel, at the
@@ -11,11 +13,11 @@ def conf_folder() -> Path:
 
     Raises
     ------
-    FileNotFoundError
+    UserError
         If the package was installed without it.
     """
     here = Path(__file__).resolve().parent
     for folder in (here / "conf", here.parent / "conf"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"no conf folder at {here} or above: install recs again")
+    raise UserError(f"no conf folder at {here} or above: install recs again")

@@ -11,10 +11,11 @@ from pyspark.sql import functions as F
 
 from pipelines.evaluate import EVALUATE
 from pipelines.examples import NEGATIVES, POSITIVES, SEQUENCES
+from pipelines.ingest import INGEST
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
 from pipelines.networks import EMBED, EXPORT, TRAIN, check_networks
-from pipelines.prepare import INGEST, SPLIT, VOCABULARY
+from pipelines.prepare import SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.recommend import RECOMMEND
 from pipelines.sequentiality import SEQUENTIALITY

@@ -26,7 +26,9 @@ from pydantic import (
     model_validator,
 )
 
+from recs.errors import UserError
 from recs.nn.models import MODELS
+from recs.schema import MAX_TYPE_WEIGHT
 from recs.settings import Strict, leaves
 from recs.storage import (
     StorageError,
@@ -47,7 +49,7 @@ MODEL_NAMES: tuple[str, ...] = ("popularity", "slim", *NETWORKS)
 _CATALOG = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot run, with the key at fault and the mend."""
 
 
@@ -75,6 +77,8 @@ def _utc(moment: datetime) -> datetime:
 
 #: A time in UTC; given with a zone it is converted.
 Moment = Annotated[datetime, AfterValidator(_utc)]
+#: Between values; a tab may be written as Spark takes it, as ``\\t``.
+Separator = Annotated[str, AfterValidator(lambda text: text.replace("\\t", "\t"))]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -109,20 +113,44 @@ class Source(Delivery):
         Around values of a csv file that hold separators; doubled, it stands for itself.
     fields
         Names of the columns of a csv file, in order; None takes them from its first line.
+    changes
+        Of a Delta table, from which only added rows are read: whether commits that change or delete
+        rows are refused, or passed over (``skip``).
     """
 
     format: Literal["csv", "jsonl", "parquet", "delta"] = "csv"
-    separator: str = ","
+    separator: Separator = ","
     quote: str = '"'
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     fields: list[str] | None = None
+    changes: Literal["refuse", "skip"] = "refuse"
+
+
+#: Letters of Spark's datetime patterns; others are none of them, or for printing alone.
+_PATTERN_LETTERS = set("GyMLdEaFDQqHhKkmsSVzOXx")
+
+#: Numbers since 1970.
+TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+
+
+def _time_format(form: str) -> str:
+    unquoted = re.sub(r"'[^']*'", "", form)
+    wrong = [c for c in unquoted if (c.isalpha() and c not in _PATTERN_LETTERS) or c in "%{}#"]
+    if form not in ("iso", *TIME_UNITS) and (wrong or not any(c.isalpha() for c in unquoted)):
+        said = f" ({wrong[0]!r} is no letter of one)" if wrong else ""
+        raise ValueError(
+            f"is none of iso, {', '.join(TIME_UNITS)}, and no datetime pattern of Spark{said}, as "
+            "dd/MM/yyyy HH:mm:ss is"
+        )
+    return form
 
 
 class EventColumns(Strict):
     """Which column of the data plays which role.
 
-    ``timestamp`` has no default: data without times says so with ``timestamp: null`` and is ordered
-    by ``position``, or by line where that is null too.
+    ``timestamp`` has no default: data without times says so with ``timestamp: null``. ``position``,
+    a whole number, orders events of one time, or all of them where there are no times; what ties
+    are left, lines of files break.
     """
 
     user: str
@@ -135,13 +163,21 @@ class EventColumns(Strict):
 
 
 class EventSource(Source):
-    """Event files; ``held_out`` names the split that the data set's own files give them."""
+    """Event files; ``held_out`` names the split that the data set's own files give them.
+
+    ``timestamp_format`` is of texts and numbers: ``iso`` (a date, with or without a time of day),
+    ``seconds``, ``milliseconds``, ``microseconds`` or ``nanoseconds`` since 1970, or a datetime
+    pattern of Spark. Times that Parquet and Delta keep as such are taken as they are.
+    """
 
     columns: EventColumns
-    timestamp_format: str = Field(
-        "iso", description="seconds, milliseconds, iso, or a Spark datetime pattern"
-    )
+    timestamp_format: Annotated[str, AfterValidator(_time_format)] = "iso"
     held_out: Literal["train", "validation", "test"] | None = None
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether it is known of what unit numbers are that stand for times."""
+        return self.timestamp_format in TIME_UNITS
 
     @model_validator(mode="after")
     def _order_is_known(self) -> EventSource:
@@ -160,7 +196,7 @@ class EventType(Strict):
     before the user, who may not take it: neither a positive nor seen, but it can be a negative.
     """
 
-    weight: NonNegative = 1.0
+    weight: Annotated[NonNegative, Field(le=MAX_TYPE_WEIGHT)] = 1.0
     polarity: Literal["positive", "negative", "shown"] = "positive"
 
 
@@ -192,6 +228,7 @@ class CandidateSource(Delivery):
     """Candidate lists in NCF's form: ``(user,item)`` and its candidates, tab separated."""
 
     format: Literal["ncf"] = "ncf"
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
 
 
 class ItemSource(Source):
@@ -200,7 +237,7 @@ class ItemSource(Source):
     item: str
     title: str | None = None
     categories: str | None = None
-    category_separator: str = "|"
+    category_separator: Separator = "|"
     category_flags: list[str] = []
     text: str | None = None
     attributes: list[str] = []
@@ -461,13 +498,14 @@ class Evaluate(Strict):
     ``validation`` fits on training events alone. Protocol ``relevance`` asks of single items
     whether the user likes them; at least one other is given, by which targets are ranked.
     ``baseline`` is the model that ``metric_differences`` compares the others with, where it is
-    among ``models``.
+    among ``models``. ``ties: against`` puts candidates of the target's score before it, ``random``
+    gives the expectation over all their orders.
     """
 
     split: Literal["validation", "test"] = "test"
     protocols: list[Literal["full", "uniform100", "popularity100", "given", "relevance"]] = ["full"]
     ks: list[PositiveInt] = Field(default=[1, 5, 10, 20], min_length=1)
-    ties: Literal["against", "half"] = "against"
+    ties: Literal["against", "random"] = "against"
     bootstrap: PositiveInt = 200
     baseline: ModelName = "popularity"
     gates: list[Gate] = []
@@ -680,12 +718,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         Naming the file, the key and, for an unknown key, the nearest known one.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"config {path} is a folder: give a YAML file in it")
     if not path.is_file():
         raise ConfigError(f"config {path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = _read_yaml(_text(path)) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}") from error
+        raise ConfigError(f"config {path} is not YAML: {_one_line(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"config {path}{error}") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"config {path} must hold keys and values, it holds {type(values).__name__}"
@@ -705,6 +747,76 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         config.locate(source)
     _require_different([config.locate(source) for source in config.events.sources])
     return config
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file; ConfigError, to come after its name, if it is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        # Most of UTF-16 without a mark at its beginning is UTF-8 too, with zeros in it.
+        if b"\0" not in content:
+            return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise ConfigError(" is not UTF-8: save it as UTF-8")
+
+
+def _read_yaml(text: str, parents: tuple[str, ...] = ()) -> Any:
+    """Return what a YAML text says, under the key that ``parents`` make.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is no YAML.
+    ConfigError
+        If a key is no text or is given twice; to come after the name of what was read.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_keys(root, parents, set())
+        return loader.construct_document(root)
+    except ValueError as error:  # of what looks like a date
+        raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _check_keys(node: yaml.Node, parents: tuple[str, ...], checked: set[int]) -> None:
+    """Refuse keys that are no texts, and keys given twice, of which YAML takes the last."""
+    if id(node) in checked:  # *name stands for it once more
+        return
+    checked.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            _check_keys(value, (*parents, str(number)), checked)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if key.tag != "tag:yaml.org,2002:str":
+            kind = key.tag.rpartition(":")[2]
+            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "this"
+            raise ConfigError(f": line {line}: {shown} is a key of type {kind}: put it in quotes")
+        name = ".".join((*parents, key.value))
+        if key.value in lines:
+            raise ConfigError(
+                f": key {name!r} is given twice (lines {lines[key.value]} and {line})"
+            )
+        lines[key.value] = line
+        _check_keys(value, (*parents, key.value), checked)
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark, context = error.problem_mark, f"{error.context}, " if error.context else ""
+    return f"{context}{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _require_different(paths: Sequence[str]) -> None:
@@ -729,16 +841,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} holds no keys")
     try:
-        node[last] = text if _is_plain(last, text) else yaml.safe_load(text)
+        node[last] = text if _is_plain(last, text) else _read_yaml(text, parents=(key,))
     except yaml.YAMLError as error:
         raise ConfigError(
             f"override {override!r}: {text!r} is no YAML; give a number, a word or [a, list]"
         ) from error
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r}{error}") from error
 
 
 def _is_plain(key: str, text: str) -> bool:
     """Tell whether the value of an override is the text itself, even where YAML reads another."""
-    if key in ("separator", "quote"):
+    if key in ("separator", "category_separator", "quote"):
         return len(text) < 3 or text[0] not in "'\""
     return key in ("root", "data", "run_id", "name")
 
@@ -765,7 +879,9 @@ def _explain(path: Path, error: ValidationError) -> str:
             lines.append(f"unknown key {where!r}; the nearest known key is {near[0]!r}")
         else:
             key = f"key {where!r}: " if where else ""
-            lines.append(f"{key}{problem['msg'].removeprefix('Value error, ')}{_given(problem)}")
+            mend = ": put it in quotes" if problem["type"] == "string_type" else ""
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}{message}{_given(problem)}{mend}")
     return redact_text(f"config {path}: " + "; ".join(lines))
 
 

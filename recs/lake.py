@@ -17,6 +17,7 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
+from recs.errors import UserError
 from recs.schema import TABLES, Mode, Table
 from recs.storage import check_uri, folder_name, join
 
@@ -27,7 +28,7 @@ _VERSION_PROPERTY = "recs.schema_version"
 Write = Literal["append", "overwrite"]
 
 
-class LakeError(RuntimeError):
+class LakeError(UserError):
     """A table is missing, of another mode, or of a newer schema."""
 
 
@@ -170,6 +171,12 @@ class Lake:
             reader = reader.option("versionAsOf", version)
         address = self.address(name)
         df = reader.table(address) if self.location.catalog is not None else reader.load(address)
+        missing = [c.name for c in TABLES[name].columns if c.name not in df.columns]
+        if missing:
+            raise LakeError(
+                f"table {address} has no column {missing[0]!r}, for another recs wrote it: give "
+                "the lake another root, and deliver the raw data again"
+            )
         # A version written before a migration reads null in the columns that came later.
         later = [column for column in TABLES[name].added if column.name not in df.columns]
         return df.withColumns({c.name: F.lit(None).cast(c.type) for c in later}) if later else df
@@ -230,6 +237,11 @@ class Lake:
             raise LakeError(
                 f"table {address} has schema version {found}, this recs knows {table.version}: "
                 "install a newer recs"
+            )
+        if found < table.first:
+            raise LakeError(
+                f"table {address} has schema version {found}, and this recs begins with "
+                f"{table.first}: give the lake another root, and deliver the raw data again"
             )
         if found < table.version:
             self._migrate(table)

@@ -24,6 +24,7 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 import recs
+from recs.errors import tell
 from recs.lake import Lake, LakeError, Write
 from recs.schema import TABLES, Mode
 from recs.storage import redact_text
@@ -163,6 +164,9 @@ class _Output:
     base: int
     first: int
     last: int
+    #: The version before the last write, and the rows that it wrote.
+    before: int = -1
+    added: int = 0
     writes: int = 0
     rows: int = 0
     overwritten: bool = False
@@ -268,6 +272,15 @@ class Run:
         self._inputs[key] = self._committed[key]
         return self.lake.load(name, self._committed[key])
 
+    def read_as_of(self, stage: str, name: str) -> DataFrame:
+        """Return a table at the version that the newest finished run of another stage has read."""
+        last = self.ledger.newest(stage)
+        key = self.lake.key(name)
+        if last is None or key not in last.inputs:
+            raise MissingTable(f"no finished run of {stage} has read {name!r}: run it first")
+        self._inputs[key] = last.inputs[key]
+        return self.lake.load(name, last.inputs[key])
+
     @property
     def inputs(self) -> dict[str, int]:
         """Version of each table read so far, by key."""
@@ -322,12 +335,21 @@ class Run:
         }
         self.lake.save(name, df.withColumn("run_id", F.lit(self.run_id)), how, options=options)
         commit = self._own_commit(name, after=output.last)
-        output.last = commit["version"]
-        rows = int(commit["operationMetrics"].get("numOutputRows", 0))
+        output.before, output.last = output.last, commit["version"]
+        rows = output.added = int(commit["operationMetrics"].get("numOutputRows", 0))
         output.writes += 1
         output.rows += rows
         output.overwritten |= how == "overwrite"
         return rows
+
+    def take_back(self, name: str) -> None:
+        """Put a table back to what it was before this run's last write to it."""
+        output = self._outputs[name]
+        with self.lake.commit_metadata(self._mark):
+            self.lake.restore(name, output.before)
+        output.last = self._own_commit(name, after=output.last)["version"]
+        output.rows -= output.added
+        output.added = 0
 
     def replace(self, name: str, df: DataFrame, gone: DataFrame) -> int:
         """Write ``df`` in place of the rows that match a row of ``gone``; return its rows.
@@ -356,7 +378,11 @@ class Run:
 
     def rows_before(self, name: str) -> bool:
         """Tell whether the table holds anything yet: committed, or written by this run."""
-        return self.has(name) or (name in self._outputs and self._outputs[name].writes > 0)
+        return self.has(name) or self.rows_written(name)
+
+    def rows_written(self, name: str) -> bool:
+        """Tell whether this run has written to the table."""
+        return name in self._outputs and self._outputs[name].writes > 0
 
     def after_commit(self, cleanup: Callable[[], None]) -> None:
         """Call ``cleanup`` once the run is committed; not if it fails."""
@@ -444,7 +470,7 @@ class Run:
             mine = newest["userMetadata"] == self._mark
             if output.writes and mine and not self._overtaken(name, committed):
                 self.lake.restore(name, output.base)
-        message = redact_text(f"{type(error).__name__}: {error}")[:2000]
+        message = redact_text(tell(error).message)[:2000]
         failed = self._row("failed") | {"outputs": {}, "error": message}
         self.ledger.append(failed)
 

@@ -14,9 +14,14 @@ Mode = Literal["backtest", "serve"]
 MODES: tuple[Mode, ...] = ("backtest", "serve")
 
 #: The one order of a user's events. ``position`` is a declared column's number (null without one);
-#: ``source`` and ``line`` say where the event was delivered and break what ties remain. Item ids
-#: never order anything: in some files they follow the first appearance and would leak the future.
-EVENT_ORDER = ("timestamp", "position", "source", "line")
+#: ``source_order`` (paths of files in natural order; see :mod:`recs.data.files`) and ``line`` say
+#: where the event was delivered and break what ties remain. Item ids never order anything: in some
+#: files they follow the first appearance and would leak the future.
+EVENT_ORDER = ("timestamp", "position", "source_order", "line")
+
+#: The largest value of an event, and weight of an event type, whose product and its sums a float32
+#: still holds.
+MAX_VALUE, MAX_TYPE_WEIGHT = 1e24, 1e6
 
 #: What stands where a sequence has no item or event type.
 PADDING = -1
@@ -56,7 +61,9 @@ class Table:
     properties
         Delta table properties beside those that recs sets on every table.
     migrations
-        What was added since version 1, ascending; the schema version is the last one's.
+        What was added since version ``first``, ascending; the schema version is the last one's.
+    first
+        Version of ``columns``; a table of an older one is refused.
     """
 
     name: str
@@ -67,11 +74,12 @@ class Table:
     cluster_by: tuple[str, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
     migrations: tuple[Migration, ...] = ()
+    first: int = 1
 
     @property
     def version(self) -> int:
         """The schema version that this code writes."""
-        return self.migrations[-1].version if self.migrations else 1
+        return self.migrations[-1].version if self.migrations else self.first
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
@@ -87,6 +95,8 @@ class Table:
 _RUN_ID = Column("run_id", "string", "run that wrote the row; see table runs", nullable=False)
 _USER_ID = Column("user_id", "int", "dense user number from 0; see user_ids", nullable=False)
 _ITEM_ID = Column("item_id", "int", "dense item number from 0; see item_ids", nullable=False)
+_EVENT_ID = Column("event_id", "bigint", "hash of what was delivered; see events", nullable=False)
+_SOURCE = Column("source", "int", "number of the file or table; see files", nullable=False)
 _MODEL = Column("model", "string", "name of the model", nullable=False)
 _MODEL_VERSION = Column("model_version", "string", "run that fitted the model", nullable=False)
 _SPLIT = Column("split", "string", "train, validation or test", nullable=False)
@@ -103,7 +113,7 @@ _METRIC_COLUMNS = (
     Column("slice", "string", "users or targets measured: all, head, tail, …", nullable=False),
     Column("metric", "string", "hr, ndcg, mrr, recall, precision, map, auc, …", nullable=False),
     Column("k", "int", "length of the list; null for the whole ranking"),
-    Column("ties", "string", "equal scores count against the target, or as half"),
+    Column("ties", "string", "equal scores: against the target, or mean over random orders"),
     Column("value", "double", "mean over users, or the metric of all lists together"),
     Column("lower", "double", "2.5% bound of the bootstrap over users"),
     Column("upper", "double", "97.5% bound of the bootstrap over users"),
@@ -148,25 +158,39 @@ _ALL = (
         properties={"delta.checkpointInterval": "100", "delta.dataSkippingNumIndexedCols": "0"},
     ),
     _table(
+        _SOURCE,
+        Column("kind", "string", "events, items, users or candidates", nullable=False),
+        Column("path", "string", "file or table as it was found", nullable=False),
+        Column("place", "string", "the path with padded numbers: sorts naturally", nullable=False),
+        Column("size", "bigint", "bytes of the file; null for a table"),
+        Column("modified", "bigint", "milliseconds since 1970; null for a table"),
+        Column("version", "bigint", "Delta version of the table; null for a file"),
+        Column("settings", "string", "hash of how the source was read", nullable=False),
+        name="files",
+        comment="Files and versions of tables that ingest has read, append-only",
+        scope="lake",
+    ),
+    _table(
+        _EVENT_ID,
         Column("user", "string", "id of the user as delivered", nullable=False),
         Column("item", "string", "id of the item as delivered", nullable=False),
         Column("timestamp", "timestamp", "UTC; null where the data has none"),
         Column("position", "bigint", "place in the user's order, where a column gives it"),
-        Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
-        Column("weight", "double", "value of the event times its type's weight", nullable=False),
-        Column("positive", "boolean", "the type's polarity is positive", nullable=False),
+        Column("event_type", "string", "view, like, …; null where none was delivered"),
+        Column("value", "double", "rating, amount, …; null where none was delivered"),
         Column("context", "map<string,string>", "further columns of the event"),
         Column("held_out", "string", "split that the data set's own files give the event"),
-        Column("source", "string", "file or table that delivered it", nullable=False),
+        _SOURCE,
         Column("line", "bigint", "line or row in the source, from 0", nullable=False),
         name="events",
-        comment="Accepted events, append-only",
+        comment="Accepted events as delivered, append-only",
         scope="lake",
         checks={
-            "weight_not_negative": "weight >= 0 AND weight < double('Infinity')",
+            "value_in_range": f"value IS NULL OR (value >= 0 AND value <= {MAX_VALUE})",
             "known_split": "held_out IS NULL OR held_out IN ('train', 'validation', 'test')",
         },
         cluster_by=("timestamp", "user"),
+        first=2,
     ),
     _table(
         Column("raw", "string", "the row as delivered", nullable=False),
@@ -239,8 +263,11 @@ _ALL = (
         Column("weight", "double", "value of the event times its type's weight", nullable=False),
         Column("positive", "boolean", "the type's polarity is positive", nullable=False),
         _SPLIT,
+        _EVENT_ID,
+        Column("context", "map<string,string>", "further columns of the event"),
         name="interactions",
         comment="Events of kept users and items in dense ids, in order, each in its split",
+        first=2,
         checks={"known_split": "split IN ('train', 'validation', 'test')"},
         cluster_by=("user_id",),
         properties=_CHANGED_BY_USER,
@@ -255,12 +282,12 @@ _ALL = (
         ),
         Column("session", "int", "0, 1, … where histories are cut at pauses", nullable=False),
         Column("last", "int", "interactions.sequence of its last event", nullable=False),
-        Column("length", "int", "events it holds; the places before them are padding"),
-        Column("items", "array<int>", "item numbers in order, on the right; padding is -1"),
-        Column("event_types", "array<int>", "event_type_id of each; padding is -1"),
-        Column("gaps", "array<int>", "seconds since the event before; 0 for the first and padding"),
+        Column("length", "int", "events it holds"),
+        Column("items", "array<int>", "item numbers in order"),
+        Column("event_types", "array<int>", "event_type_id of each"),
+        Column("gaps", "array<int>", "seconds since the event before; 0 for the first"),
         name="sequences",
-        comment="The last events of users (or sessions) as arrays of one fixed length",
+        comment="The last events of users (or sessions) as arrays as long as there are events",
         checks={"known_upto": "upto IN ('train', 'validation')", "not_empty": "length > 0"},
         cluster_by=("user_id",),
         properties=_CHANGED_BY_USER,

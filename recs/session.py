@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recs.errors import UserError, tell
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+log = logging.getLogger("recs")
 
 #: Delta's jar for Spark 4.0; Spark's own Ivy fetches it from Maven Central and keeps it.
 DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.4.0"
 
-# Only Maven Central: Spark's default chain also asks a host that is often unreachable, once a jar.
+# Only Maven Central, which is Ivy's own default: Spark's chain also asks a host that is often
+# unreachable, once a jar.
 _IVY_SETTINGS = """\
 <ivysettings>
   <settings defaultResolver="central"/>
-  <caches defaultCacheDir="{ivy}/cache"/>
   <resolvers>
-    <ibiblio name="central" m2compatible="true" root="https://repo1.maven.org/maven2/"/>
+    <ibiblio name="central" m2compatible="true"/>
   </resolvers>
 </ivysettings>
 """
@@ -72,8 +79,8 @@ _LOCAL_CONF = {
 }
 
 
-class SessionError(RuntimeError):
-    """Spark could not be started, or lacks Delta."""
+class SessionError(UserError):
+    """Spark could not be started, lacks Delta, or cannot read all names of files."""
 
 
 def get_session(
@@ -90,6 +97,9 @@ def get_session(
     this machine with Delta's jars; what the JVM prints is shown only where it does not start, or
     with ``verbose``.
 
+    A handler of SIGINT that the program has set stays; Spark's own would call the JVM amid another
+    call of it.
+
     Python workers run the interpreter of the driver on one machine; on a cluster, where another
     path may hold, ``PYSPARK_PYTHON`` of the environment is left alone.
 
@@ -100,20 +110,23 @@ def get_session(
     master
         Spark master URL; by default the submission's, else ``local[*]``.
     conf
-        Further Spark settings; they win over those chosen here.
+        Further Spark settings; they win over those chosen here. Packages are added to Delta's.
     verbose
         Show the JVM's own messages.
 
     Raises
     ------
     SessionError
-        If Java is missing or too old, Spark does not start, or Delta's classes are not loaded.
+        If Java is missing or too old, Spark does not start, Delta's classes are not loaded, or the
+        JVM of another's session would pass over files whose names are not ASCII.
     """
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
     active = SparkSession.getActiveSession()
     if active is not None:
         _require_delta(active)
+        _check_names(active)
         for key, value in {**_EVERYWHERE, **(conf or {})}.items():
             if active.conf.isModifiable(key) or key.startswith("parquet."):
                 active.conf.set(key, value)
@@ -127,31 +140,57 @@ def get_session(
     if local:
         _require_java()
         os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    builder = SparkSession.builder.appName(app_name)
+    settings = {"spark.app.name": app_name, **_EVERYWHERE}
     if master:
-        builder = builder.master(master)
-    settings = dict(_EVERYWHERE)
+        settings |= {"spark.master": master}
     if local:
         settings |= _LOCAL_CONF
     if not submitted:
-        settings |= DELTA_CONF | {"spark.jars.packages": DELTA_PACKAGE}
-        settings |= {"spark.jars.ivySettings": str(_ivy_settings())}
-    for key, value in {**settings, **(conf or {})}.items():
-        builder = builder.config(key, value)
+        ivy = _ivy_home()
+        settings |= DELTA_CONF | {"spark.jars.packages": DELTA_PACKAGE, "spark.jars.ivy": str(ivy)}
+        settings |= {"spark.jars.ivySettings": str(ivy / _IVY_FILE)}
+    settings |= conf or {}
+    packages = (conf or {}).get("spark.jars.packages")
+    if packages and not submitted and "delta-spark" not in packages:
+        settings["spark.jars.packages"] = f"{DELTA_PACKAGE},{packages}"
 
     # Without a name: it is gone with the JVM, which writes to it as long as it lives.
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as output:
         try:
-            with _jvm_output(None if verbose or submitted else log.fileno()):
-                session = builder.getOrCreate()
+            with (
+                _jvm_output(None if verbose or submitted else output.fileno()),
+                _utf8_names(),
+                _own_handler(),
+            ):
+                SparkContext.getOrCreate(SparkConf().setAll(list(settings.items())))
+            builder = SparkSession.builder
+            for key, value in settings.items():
+                builder = builder.config(key, value)
+            session = builder.getOrCreate()
         except Exception as error:
-            tail = os.pread(log.fileno(), 2000, max(0, os.fstat(log.fileno()).st_size - 2000))
-            told = tail.decode(errors="replace")
-            raise SessionError(f"Spark did not start: {error}\n{told}") from error
+            size = os.fstat(output.fileno()).st_size
+            tail = os.pread(output.fileno(), _TAIL, max(0, size - _TAIL))
+            raise SessionError(f"Spark did not start: {_reason(error, tail)}") from error
     _require_delta(session)
+    _check_names(session)
     if local:
         _keep_jars_off_the_workers_path(session)
     return session
+
+
+def num_tasks(spark: SparkSession) -> int:
+    """Return how many tasks a shuffle is to have: ``spark.sql.shuffle.partitions``.
+
+    Where that is no number, as Databricks' ``auto``, it is three times the default parallelism.
+    """
+    given = spark.conf.get("spark.sql.shuffle.partitions", "") or ""
+    if given.isdigit():
+        return int(given)
+    from pyspark.sql import functions as F
+
+    # By the parts that Spark makes of a range, for Spark Connect has no context to ask.
+    parts = spark.range(10_000).agg(F.count_distinct(F.spark_partition_id()).alias("parts"))
+    return 3 * int(parts.collect()[0]["parts"])
 
 
 def _keep_jars_off_the_workers_path(session: SparkSession) -> None:
@@ -187,12 +226,104 @@ def _require_delta(session: SparkSession) -> None:
         )
 
 
-def _ivy_settings() -> Path:
-    home = Path(os.environ.get("RECS_IVY_HOME", Path.home() / ".ivy2.5.2"))
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / "recs-ivysettings.xml"
-    path.write_text(_IVY_SETTINGS.format(ivy=home))
-    return path
+def _check_names(session: SparkSession) -> None:
+    """Refuse a JVM that reads names of files as ASCII: it passes over all others, silently.
+
+    On a cluster, where files are seldom the driver's, it is only told.
+    """
+    jvm = getattr(session, "_jvm", None)
+    if jvm is None:  # Spark Connect
+        return
+    encoding = jvm.java.lang.System.getProperty("sun.jnu.encoding")
+    if os.name != "posix" or encoding is None or encoding.upper() == "UTF-8":
+        return
+    told = f"the JVM's file names are {encoding}: set LC_ALL=C.UTF-8"
+    local = (session.sparkContext.master or "").startswith("local")
+    if local and "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        raise SessionError(told)
+    log.warning(told)
+
+
+@contextmanager
+def _utf8_names() -> Iterator[None]:
+    """Give what is started inside the block a locale of UTF-8, where it has another."""
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    locale = next(filter(None, names), "C")
+    if re.search("utf-?8", locale, re.IGNORECASE) or sys.platform != "linux":
+        yield
+        return
+    given = os.environ.get("LC_ALL")
+    os.environ["LC_ALL"] = "C.UTF-8"
+    try:
+        yield
+    finally:
+        os.environ.pop("LC_ALL")
+        if given is not None:
+            os.environ["LC_ALL"] = given
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Put back the program's handler of SIGINT, where it has one, after the block."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        ours = handler not in (None, signal.default_int_handler)
+        if ours and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+_IVY_FILE = "recs-ivysettings.xml"
+
+
+def _ivy_home() -> Path:
+    """Return the folder of Ivy's jars, with its settings in it."""
+    home = Path(os.environ.get("RECS_IVY_HOME") or Path.home() / ".ivy2.5.2").absolute()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / _IVY_FILE).write_text(_IVY_SETTINGS)
+    except OSError as error:
+        raise SessionError(
+            f"{home}, where Delta's jars are kept, cannot be written ({error.strerror}): "
+            "set RECS_IVY_HOME to a folder that can be written"
+        ) from error
+    return home
+
+
+_TAIL = 20_000
+
+
+def _reason(error: Exception, output: bytes) -> str:
+    """Return why Spark has not started, from the end of what the JVM printed if it has ended."""
+    if "JAVA_GATEWAY_EXITED" not in str(error):
+        return tell(error).message
+    text = output.decode(errors="replace")
+    thrown = re.findall(r"^(?:Exception in thread \S+|Caused by:) \S+?: (.*)", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.strip() and line[0] not in "\t "]
+    refused = [line for line in lines if re.match(r"Error|Invalid|Unrecognized", line)]
+    reason = (thrown[-1:] or refused or lines[-1:] or [str(error)])[0]
+    if "unresolved dependency" in reason:
+        reason += (
+            ", nor can it be fetched: give a repository that answers as spark.jars.repositories"
+        )
+    return reason
+
+
+@contextmanager
+def settings(session: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
+    """Set settings of the session, and put back what was there before when the block ends."""
+    before = {key: session.conf.get(key, None) for key in values}
+    for key, value in values.items():
+        session.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, earlier in before.items():
+            if earlier is None:
+                session.conf.unset(key)
+            else:
+                session.conf.set(key, earlier)
 
 
 @contextmanager

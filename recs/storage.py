@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import fsspec
+
+from recs.errors import UserError
 
 #: URI schemes that a lake, an input or a working folder may have, and fsspec's name for each.
 SCHEMES = {
@@ -31,7 +34,7 @@ SCHEMES = {
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 
 
-class StorageError(ValueError):
+class StorageError(UserError):
     """A path or URI that recs will not open."""
 
 
@@ -111,10 +114,21 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def may_exist(uri: str) -> bool:
     """Tell whether a path or glob finds anything; True of remote ones, which are not looked at."""
-    if SCHEMES[_scheme(uri)] != "file":
+    if not is_local(uri):
         return True
     fs, path = filesystem(uri)
-    return bool(fs.glob(path))
+    return bool(fs.exists(path) or fs.glob(path))
+
+
+def exists(uri: str) -> bool:
+    """Tell whether there is a file or folder."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether a path or URI is of this machine's own file system."""
+    return SCHEMES[_scheme(uri)] == "file"
 
 
 def has_scheme(path: str) -> bool:
@@ -130,12 +144,21 @@ def write_file(uri: str, content: bytes) -> None:
 
 @contextmanager
 def writing(uri: str) -> Iterator[IO[bytes]]:
-    """Open a file that is there when the block ends, and not if it fails; its folders are made."""
+    """Open a file that is there when the block ends, and not if it fails; its folders are made.
+
+    Two may write the same file at once, as attempts at one task do: it is that of the last to end.
+    """
     fs, path = filesystem(uri)
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    with fs.open(f"{path}.part", "wb") as file:
-        yield file
-    fs.mv(f"{path}.part", path)
+    part = f"{path}.{uuid4().hex}.part"
+    try:
+        with fs.open(part, "wb") as file:
+            yield file
+        fs.mv(part, path)
+    except BaseException:
+        if fs.exists(part):
+            fs.rm(part)
+        raise
 
 
 def read_file(uri: str) -> bytes | None:

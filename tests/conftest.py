@@ -26,9 +26,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         "spark.driver.memory": "2g",
         # Tiny data: compiling queries and hot loops well costs more than it saves.
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-        "spark.sql.codegen.wholeStage": "false",
-        "spark.sql.adaptive.enabled": "false",
     }
+    if os.environ.get("RECS_TEST_PLANNER") != "production":
+        conf |= {"spark.sql.codegen.wholeStage": "false", "spark.sql.adaptive.enabled": "false"}
     # The first session ever fetches Delta's jars, into a folder that Ivy does not lock.
     with open(tmp_path_factory.getbasetemp().parent / "session.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

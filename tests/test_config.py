@@ -60,6 +60,13 @@ def test_overrides_reach_nested_keys(file: Path) -> None:
         ("evaluate.protocols=[full,given]", "there are no candidates"),
         ("slim", "form key=value"),
         ("models.first.x=1", "there is no 'first'"),
+        (
+            "split={method: random, method: files}",
+            "override 'split={method: random, method: files}': key 'split.method' is given twice",
+        ),
+        ("events.types={1: {}}", "line 1: '1' is a key of type int: put it in quotes"),
+        ("events.default_type=no", "valid string (given: False): put it in quotes"),
+        ("split={validation_from: 2024-13-01}", "is no YAML"),
     ],
 )
 def test_mistakes_are_named(file: Path, override: str, message: str) -> None:
@@ -123,10 +130,47 @@ def test_times_with_a_zone_are_converted(file: Path) -> None:
         load(file, times % "2023-12-31")
 
 
-@pytest.mark.parametrize("text", ["|", "'", '"\\t"', ";"])
+@pytest.mark.parametrize("text", ["|", "'", '"\\t"', ";", "\\t", "'\\t'", "::"])
 def test_separators_are_taken_as_they_are(file: Path, text: str) -> None:
     config = load(file, f"events.sources.0.separator={text}")
-    assert config.events.sources[0].separator == {'"\\t"': "\t"}.get(text, text)
+    expected = "\t" if "\\t" in text else text
+    assert config.events.sources[0].separator == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("split: {min_user_events: 5}\nslim: {l1: 2}\nsplit: {}", "key 'split' .* 1 and 3"),
+        ("slim:\n  l1: 1\n  l2: 1\n  l1: 2", "key 'slim.l1' is given twice .lines 2 and 4."),
+        ("items:\n- item: a\n  item: b", "key 'items.0.item' is given twice .lines 2 and 3."),
+        ("events:\n  types:\n    no: {}", "line 3: 'no' is a key of type bool: put it in quotes"),
+        ("a: [1, 2\nb: 3", r"is not YAML: .* \(line 2, column 2\)"),
+        ("- a", "must hold keys and values, it holds list"),
+    ],
+)
+def test_what_yaml_would_take_in_silence_is_told(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"^config {file}.*{message}") as error:
+        load(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mapping_may_be_named_and_merged(file: Path) -> None:
+    file.write_text(yaml.safe_dump(MINIMAL) + "slim: &s {l1: 3}\npopularity: {<<: {days: 2}}\n")
+    assert load(file).slim.l1 == 3 and load(file).popularity.days == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_is_utf8(file: Path, encoding: str) -> None:
+    text = yaml.safe_dump(MINIMAL | {"name": "événements"}, allow_unicode=True)
+    file.write_text(text, encoding=encoding)
+    assert load(file).name == "événements"
+    for other in ("latin-1", "utf-16", "utf-16-le"):
+        file.write_text(text, encoding=other)
+        with pytest.raises(ConfigError, match=f"config {file} is not UTF-8: save it as UTF-8"):
+            load(file)
+    with pytest.raises(ConfigError, match=f"config {file.parent} is a folder"):
+        load(file.parent)
 
 
 def test_sections_without_keys_are_not_there(file: Path) -> None:

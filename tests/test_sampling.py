@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recs.errors import UserError
+from recs.evaluation.bootstrap import poisson_weights
 from recs.sampling import (
     EVENT,
     EXPLICIT,
@@ -19,7 +21,10 @@ from recs.sampling import (
     Groups,
     Sampler,
     group_items,
-    hash_uniform,
+    hash_bits,
+    hash_stream,
+    hashing,
+    to_unit,
 )
 
 NUM_ITEMS = 50
@@ -96,13 +101,60 @@ def draw(request: pytest.FixtureRequest) -> Draw:
 
 
 def test_uniform_numbers_are_uniform_and_keyed() -> None:
-    draws = np.array([hash_uniform(7, user, draw) for user in range(50) for draw in range(200)])
+    streams = [np.uint64(hash_stream(7, hashing.BOOTSTRAP, user)) for user in range(50)]
+    draws = np.array([to_unit(np.uint64(hash_bits(s, n))) for s in streams for n in range(200)])
     assert 0 <= draws.min() < draws.max() < 1
     # 10 bins of 1000 each: the 99.99% point of chi-square with 9 degrees of freedom is 33.7.
     bins = np.histogram(draws, 10, (0, 1))[0]
     assert ((bins - 1000) ** 2 / 1000).sum() < 33.7
     assert len(np.unique(draws)) == draws.size
-    assert hash_uniform(8, 0, 0) != hash_uniform(7, 0, 0)
+    assert hash_stream(8, hashing.BOOTSTRAP, 0) != streams[0]
+    assert hash_stream(7, hashing.BOOTSTRAP, 0) == streams[0]
+
+
+def test_streams_of_different_purposes_have_nothing_in_common() -> None:
+    purposes = [value for name, value in vars(hashing).items() if name.isupper() and name[0] != "_"]
+    assert len(set(purposes)) == len(purposes) == 7
+    words = np.array(
+        [[hash_stream(3, purpose, user) for user in range(10_000)] for purpose in purposes],
+        np.uint64,
+    )
+    assert np.unique(words).size == words.size
+    correlations = np.corrcoef(words.astype(np.float64) / 2.0**64) - np.eye(len(purposes))
+    assert np.abs(correlations).max() < 0.05  # five standard errors
+
+
+def test_candidates_do_not_depend_on_weights_in_the_bootstrap() -> None:
+    users = np.arange(10_000)
+    nothing = np.zeros(users.size + 1, np.int64), np.empty(0, np.int32)
+    every = np.ones(1000, bool)
+    samplers = {
+        "uniform": Sampler.uniform(every),
+        "popularity": Sampler.popularity(every, np.ones(1000)),
+        "pairs": Sampler.uniform(every, purpose=hashing.RELEVANCE_PAIRS),
+    }
+    drawn = {
+        name: sampler.sample(users, nothing, 3, seed=1)[1].reshape(-1, 3)
+        for name, sampler in samplers.items()
+    }
+    weights = poisson_weights(users, 20, 1)[:, 1:]
+    columns = np.hstack([weights, *drawn.values()])
+    correlations = np.corrcoef(columns.T) - np.eye(columns.shape[1])
+    assert np.abs(correlations).max() < 0.05
+    assert (drawn["uniform"] == drawn["popularity"]).mean() < 0.01
+    again = samplers["uniform"].sample(users, nothing, 3, seed=1)[1]
+    np.testing.assert_array_equal(again.reshape(-1, 3), drawn["uniform"])
+
+
+def test_negatives_of_the_first_users_events_are_no_other_users() -> None:
+    groups = group_items(np.ones(10_000))
+
+    def events(user: int) -> list[list[int]]:
+        rows: Rows = [(user, POSITIVES, [0]), *((user, EVENT + n, 0) for n in range(20))]
+        return _feed(EventStream(groups, 4, seed=1), rows)
+
+    drawn = [tuple(items) for user in range(23) for items in events(user)]
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_draws_allowed_items_only(draw: Draw) -> None:
@@ -130,21 +182,11 @@ def test_user_who_has_seen_nearly_everything_ends_with_fewer(draw: Draw) -> None
     assert sorted(few) == left and none == []
 
 
-def test_repeats_go_on_where_they_are_allowed() -> None:
-    left = [41, 47]
-    seen = [item for item in range(NUM_ITEMS) if item not in left]
-    exclude = _lists([seen, list(range(NUM_ITEMS))])
-    sampler = Sampler.popularity(RECOMMENDABLE, COUNTS)
-    drawn = sampler.sample(np.array([0, 1]), exclude, 20, seed=1, repeats=True)
-    repeated, none = _split(*drawn)
-    assert len(repeated) == 20 and set(repeated) == set(left) and none == []
-
-
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 @pytest.mark.parametrize("spread", [1, 10_000])
-@pytest.mark.parametrize("form", ["users", "users with repeats", "events"])
+@pytest.mark.parametrize("form", ["users", "events"])
 def test_drawn_in_proportion_to_weight(alpha: float, spread: int, form: str) -> None:
-    # The heavy item is excluded for all users: with a spread of 10,000 the exact sweep draws.
+    # The heavy item is excluded for all users: with a spread of 10,000 the exact draw does it.
     counts = np.array([1, 2, 3, 4, 10 * spread])
     num = 20_000
     if form == "events":
@@ -156,23 +198,29 @@ def test_drawn_in_proportion_to_weight(alpha: float, spread: int, form: str) -> 
     else:
         sampler = Sampler.popularity(np.ones(5, bool), counts, alpha)
         exclude = np.arange(num + 1), np.full(num, 4, np.int32)
-        _, items = sampler.sample(np.arange(num), exclude, 1, seed=3, repeats="with" in form)
+        _, items = sampler.sample(np.arange(num), exclude, 1, seed=3)
     expected = counts[:4] ** alpha / (counts[:4] ** alpha).sum() * num
     # 16.3 and 21.1 are the 99.9% and 99.99% points of chi-square with 3 degrees of freedom.
     assert ((np.bincount(items, minlength=4) - expected) ** 2 / expected).sum() < 21.1
 
 
-def test_exact_draws_without_replacement_are_by_weight() -> None:
+@pytest.mark.parametrize("form", ["users", "events"])
+def test_exact_draws_without_replacement_are_by_weight(form: str) -> None:
     # Of items 0 to 2, weights 1, 2, 3, two are wanted; the heavy item 3 is the user's own.
-    groups = group_items(np.array([1.0, 2.0, 3.0, 1e9]))
-    num = 20_000
-    stream = EventStream(groups, 2, seed=5)
-    rows: Rows = [(1, POSITIVES, [3]), *((1, EVENT + n, 3) for n in range(num))]
+    weights, num = np.array([1.0, 2.0, 3.0, 1e9]), 20_000
+    if form == "events":
+        stream = EventStream(group_items(weights), 2, seed=5)
+        rows: Rows = [(1, POSITIVES, [3]), *((1, EVENT + n, 3) for n in range(num))]
+        pairs = _feed(stream, rows)
+    else:
+        sampler = Sampler.popularity(np.ones(4, bool), weights)
+        exclude = np.arange(num + 1), np.full(num, 3, np.int32)
+        pairs = _split(*sampler.sample(np.arange(num), exclude, 2, seed=5))
     found = np.zeros((3, 3))
-    for first, second in _feed(stream, rows):
+    for first, second in pairs:
         found[first, second] += 1
-    weights = np.array([1, 2, 3]) / 6
-    expected = weights[:, None] * weights / (1 - weights[:, None]) * num
+    shares = weights[:3] / 6
+    expected = shares[:, None] * shares / (1 - shares[:, None]) * num
     differ = ~np.eye(3, dtype=bool)
     # The 99.99% point of chi-square with 5 degrees of freedom is 25.7.
     assert ((found - expected)[differ] ** 2 / expected[differ]).sum() < 25.7
@@ -242,12 +290,12 @@ def test_state_is_carried_from_batch_to_batch() -> None:
 )
 def test_what_cannot_be_drawn_is_refused(rows: Rows, message: str) -> None:
     stream = EventStream(group_items(np.ones(4)), 2, seed=1, fewer=False)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         _feed(stream, rows)
 
 
 def test_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 recommendable items"):
+    with pytest.raises(UserError, match="0 recommendable items"):
         Sampler.uniform(np.zeros(3, bool))
-    with pytest.raises(ValueError, match="0 recommendable items"):
+    with pytest.raises(UserError, match="0 recommendable items"):
         group_items(np.zeros(3))

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from recs.arrays.matrix import map_cached
+from recs.errors import UserError
 from recs.storage import filesystem, join, writing
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def write_vectors(
 
     Raises
     ------
+    UserError
+        If the frame is empty.
     ValueError
-        If the frame is empty; in the task, if an item_id is out of range or repeated, or a value
-        is null.
+        In the task, if an item_id is out of range or repeated, or a value is null.
     """
     columns = dict(columns)
 
@@ -61,7 +63,7 @@ def write_vectors(
 
     paths = write_arrays(frame.select("item_id", *columns), folder, vectors)
     if not paths:
-        raise ValueError(f"no items to write columns {', '.join(columns)} of; the table is empty")
+        raise UserError(f"no items to write columns {', '.join(columns)} of; the table is empty")
     return paths
 
 

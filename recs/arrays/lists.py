@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from recs.errors import UserError
+
 
 class Lists(NamedTuple):
     """The lists of B users end to end.
@@ -87,14 +89,16 @@ def read_vectors(batch: pa.RecordBatch, name: str) -> np.ndarray:
 
     Raises
     ------
+    UserError
+        If the arrays differ in length.
     ValueError
-        If the arrays differ in length, or one holds a null.
+        If an array holds a null.
     """
     offsets, flat = _flatten(batch.column(name), name, np.float32)
     lengths = np.diff(offsets)
     widths = np.unique(lengths[lengths > 0])
     if len(widths) > 1:
-        raise ValueError(f"column {name} has vectors of {widths.tolist()} numbers: embed again")
+        raise UserError(f"column {name} has vectors of {widths.tolist()} numbers: embed again")
     vectors = np.zeros((batch.num_rows, widths.max(initial=0)), np.float32)
     vectors[lengths > 0] = flat.reshape(-1, vectors.shape[1] or 1)[: (lengths > 0).sum()]
     return vectors
@@ -103,6 +107,21 @@ def read_vectors(batch: pa.RecordBatch, name: str) -> np.ndarray:
 def to_arrow(offsets: np.ndarray, values: pa.Array) -> pa.ListArray:
     """Return lists as an Arrow array; ``values`` are the flat entries."""
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
+def right_aligned(lists: Lists, width: int, fill: int) -> np.ndarray:
+    """Return int32[B, width]: the last entries of each list, with ``fill`` before them.
+
+    >>> right_aligned(Lists(np.array([0, 1, 4]), np.array([7, 1, 2, 3])), 2, -1).tolist()
+    [[-1, 7], [2, 3]]
+    """
+    lengths = np.diff(lists.offsets)
+    dropped = np.maximum(lengths - width, 0)
+    places = np.arange(len(lists.items)) - np.repeat(lists.offsets[:-1], lengths)
+    rows = np.full((lists.num_rows, width), fill, np.int32)
+    filled = np.arange(width) >= (width - lengths)[:, None]
+    rows[filled] = lists.items[places >= np.repeat(dropped, lengths)]
+    return rows
 
 
 def blocks(sizes: np.ndarray, budget: int) -> Iterator[tuple[int, int]]:

@@ -19,14 +19,18 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from recs.arrays.streams import packed, run_starts
+from recs.errors import UserError
+from recs.session import num_tasks
 from recs.storage import filesystem, join, read_file, write_file
 
 if TYPE_CHECKING:
@@ -40,11 +44,14 @@ _SHARD_SCHEMA = (
     "problem string"
 )
 
+#: Entries of a shard, about; a task holds so many and those of one row.
+_SHARD_ENTRIES = 2**21
+
 #: Seconds after which what nobody has opened again leaves a host's cache.
 _KEPT_SECONDS = 24 * 3600
 
 
-class MatrixError(ValueError):
+class MatrixError(UserError):
     """Entries that make no matrix, or files that are not one."""
 
 
@@ -96,10 +103,13 @@ def write_csr(
 ) -> CsrFiles:
     """Write the entries of ``df`` as a CSR matrix under ``folder``.
 
-    When every value is 1 the matrix is binary and has no file of values. Each task sorts one range
-    of rows and writes it (``DataFrame.mapInArrow``, that is mapPartitions on Arrow batches); the
-    driver sees one line a range. Tasks may be tried again or twice at once: every attempt writes
-    files of its own, and only those that its result names are read.
+    When every value is 1 the matrix is binary and has no file of values. Tasks take ranges of rows
+    of about the same number of entries, in order (``DataFrame.mapInArrow``, that is mapPartitions
+    on Arrow batches); Spark sorts and spills, and a task merges repeats and writes shards as the
+    entries pass by. It holds some :data:`_SHARD_ENTRIES` different entries and those of one row,
+    however often they are repeated; the driver sees a line a shard. Tasks may be tried again or
+    twice at once: every attempt writes files of its own, and only those that its result names are
+    read.
 
     Parameters
     ----------
@@ -113,8 +123,7 @@ def write_csr(
         Take a pair that is there more than once as one entry, of the sum of its values (added up in
         ascending order, so that no order of rows changes it) or 1; else it is refused.
     blocks
-        Ranges of rows, and so the number of tasks; a range must fit a worker's memory. By default
-        ``spark.sql.shuffle.partitions``.
+        Ranges of rows, and so the number of tasks; by default :func:`recs.session.num_tasks`.
 
     Raises
     ------
@@ -124,26 +133,31 @@ def write_csr(
     from pyspark.sql import functions as F
 
     num_rows, num_columns = shape
-    if not (num_rows > 0 and 0 < num_columns < 2**31 and num_rows * num_columns < 2**63):
+    if not (0 < num_rows < 2**31 and 0 < num_columns < 2**31):
         raise MatrixError(f"a matrix of shape {shape} cannot be written: give positive int32 sizes")
-    if blocks is None:
-        blocks = int(df.sparkSession.conf.get("spark.sql.shuffle.partitions", "200") or 200)
-    height = -(-num_rows // blocks)
-    columns = [F.col(row).cast("long").alias("row"), F.col(column).cast("long").alias("column")]
-    if value is not None:
-        columns.append(F.col(value).cast("float").alias("value"))
-    block = F.coalesce(F.floor(F.col("row") / height), F.lit(-1))
-    described = (
-        df.select(*columns)
-        .repartition(blocks, block)
-        .mapInArrow(
-            _shard_writer(folder, shape, height, value is not None, merge_repeats), _SHARD_SCHEMA
-        )
-        .collect()
+    blocks = blocks or num_tasks(df.sparkSession)
+    entries = df.select(
+        F.col(row).cast("long").alias("row"),
+        F.col(column).cast("long").alias("column"),
+        *([] if value is None else [F.col(value).cast("float").alias("value")]),
     )
+    right = F.col("row").between(0, num_rows - 1) & F.col("column").between(0, num_columns - 1)
+    if value is not None:
+        right &= F.abs("value") < float("inf")  # NaN is above all numbers
+    # One number to sort by, null where the entry is wrong.
+    keyed = entries.select(
+        F.when(right, packed("row", "column")).alias("key"), *entries.columns[2:]
+    )
+    ranges = keyed.repartitionByRange(blocks, F.shiftright("key", 32))
+    # Repeats are added up in ascending order.
+    order = keyed.columns if merge_repeats else ["key"]
+    height = -(-num_rows // blocks)
+    write = _shard_writer(folder, height, value is not None, merge_repeats)
+    described = ranges.sortWithinPartitions(*order).mapInArrow(write, _SHARD_SCHEMA).collect()
     problems = sorted(shard["problem"] for shard in described if shard["problem"])
     if problems:
-        raise MatrixError(f"columns {row!r}, {column!r} make no matrix {shape}: {problems[0]}")
+        problem = _problem(entries, shape) or problems[0]
+        raise MatrixError(f"columns {row!r}, {column!r} make no matrix {shape}: {problem}")
     shards = sorted(({key: shard[key] for key in _SHARD} for shard in described), key=_start)
     binary = all(_is_binary(shard) for shard in shards)
     write_manifest(
@@ -169,10 +183,12 @@ def _is_binary(shard: Mapping[str, Any]) -> bool:
 
 
 def _shard_writer(
-    folder: str, shape: tuple[int, int], height: int, weighted: bool, merge_repeats: bool
-) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """Return the task: batches of entries in, one line for each range of rows written out."""
-    num_rows, num_columns = shape
+    folder: str, height: int, weighted: bool, merge_repeats: bool
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the task: sorted batches of entries in, a line for each shard written out.
+
+    A shard has at most ``height`` rows.
+    """
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
@@ -184,74 +200,153 @@ def _shard_writer(
             arrays = [pa.array([fields.get(key)], kind) for key, kind in kinds.items()]
             return pa.RecordBatch.from_arrays(arrays, list(kinds))
 
-        keys, values, problem = [], [], None
-        for batch in batches:
-            problem = _problem(batch, shape)
-            if problem:
-                yield line(problem=problem)
+        unfinished = _Entries.none(weighted)
+        parts, size, limit = [unfinished], 0, _SHARD_ENTRIES
+        for entries in _merged(batches, weighted):
+            if isinstance(entries, str):
+                yield line(problem=entries)
                 return
-            rows, cols = batch.column(0).to_numpy(), batch.column(1).to_numpy()
-            keys.append(rows * num_columns + cols)
-            if weighted:
-                values.append(batch.column(2).to_numpy())
-        if not keys:
-            return
-        key = np.concatenate(keys)
-        if weighted:
-            data = np.concatenate(values)
-            order = np.lexsort((data, key)) if merge_repeats else np.argsort(key)
-            key, data = key[order], data[order]
-        else:
-            key.sort()
-        twice = np.flatnonzero(key[1:] == key[:-1])
-        if len(twice) and merge_repeats:
-            first = np.flatnonzero(np.diff(key, prepend=-1))
-            key = key[first]
-            if weighted:
-                data = np.add.reduceat(data.astype(np.float64), first).astype(np.float32)
-        elif len(twice):
-            i, j = divmod(int(key[twice[0]]), num_columns)
-            yield line(problem=f"entry ({i}, {j}) is there twice; merge repeats first")
-            return
-        rows = key // num_columns
-        # Several ranges may share a task: exchange by hash promises one task a range, no more.
-        for start in np.unique(rows // height) * height:
-            stop = min(start + height, num_rows)
-            here = slice(*np.searchsorted(rows, [start, stop]))
-            shard = {
-                "start": start,
-                "stop": stop,
-                "nnz": here.stop - here.start,
-                "least": float(data[here].min()) if weighted else 1.0,
-                "greatest": float(data[here].max()) if weighted else 1.0,
-                "name": f"{start:010d}-{uuid.uuid4().hex}",
-            }
-            arrays = {
-                "counts": np.bincount(rows[here] - start, minlength=stop - start),
-                "indices": (key[here] % num_columns).astype(np.int32),
-            }
-            if not _is_binary(shard):
-                arrays["data"] = data[here]
-            for kind, array in arrays.items():
-                write_array(folder, f"{shard['name']}-{kind}.npy", array)
-            yield line(**shard)
+            if entries.repeated >= 0 and not merge_repeats:
+                i, j = entries.repeated >> 32, entries.repeated & 0xFFFFFFFF
+                yield line(problem=f"entry ({i}, {j}) is there twice; merge repeats first")
+                return
+            parts.append(entries)
+            size += len(entries.keys)
+            if size < limit:
+                continue
+            held = _Entries.joined(parts)
+            bounds = _shard_bounds(held.keys, height)
+            for start, stop in pairwise(bounds[:-1]):  # the last shard may go on
+                yield line(**_write_shard(folder, held.slice(start, stop)))
+            held = held.slice(bounds[-2], bounds[-1])
+            parts, size = [held], len(held.keys)
+            limit = max(_SHARD_ENTRIES, 2 * size)
+        held = _Entries.joined(parts)
+        for start, stop in pairwise(_shard_bounds(held.keys, height)):
+            yield line(**_write_shard(folder, held.slice(start, stop)))
 
     return write
 
 
-def _problem(batch: pa.RecordBatch, shape: tuple[int, int]) -> str | None:
-    """Say what is wrong with a batch of entries, if anything."""
-    for array, kind in zip(batch.columns, ("row", "column", "value"), strict=False):
-        if array.null_count:
+class _Entries(NamedTuple):
+    """Different entries in order: ``row << 32 | column`` int64, and float32 values unless all 1.
+
+    ``repeated`` is the key of an entry that was there more than once, or -1.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray | None
+    repeated: int = -1
+
+    @classmethod
+    def none(cls, weighted: bool) -> _Entries:
+        return cls(np.empty(0, np.int64), np.empty(0, np.float32) if weighted else None)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Entries]) -> _Entries:
+        values = [part.values for part in parts if part.values is not None]
+        keys = np.concatenate([part.keys for part in parts])
+        return cls(keys, np.concatenate(values) if values else None)
+
+    def slice(self, start: int, stop: int) -> _Entries:
+        values = None if self.values is None else self.values[start:stop]
+        return _Entries(self.keys[start:stop], values)
+
+
+def _merged(batches: Iterable[pa.RecordBatch], weighted: bool) -> Iterator[_Entries | str]:
+    """Yield the entries of sorted batches, each once, or the first problem, and end."""
+    last, total = -1, 0.0  # the entry that may go on in the next batch, and its sum so far
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        if batch.column(0).null_count:
+            yield "an entry is null, outside of the shape or not finite"
+            return
+        keys = batch.column(0).to_numpy()
+        first = run_starts(keys)
+        repeats = np.flatnonzero(np.diff(first, append=len(keys)) > 1)
+        repeated = int(keys[first[repeats[0]]]) if len(repeats) else -1
+        unique, sums = keys[first], None
+        if weighted:
+            # One value after the other, so that no cut between batches changes a sum.
+            values = batch.column(1).to_numpy().astype(np.float64)
+            goes_on = unique[0] == last
+            if goes_on:
+                values[0] += total
+            sums = values
+            if len(repeats):
+                entry = np.zeros(len(keys), np.int64)
+                entry[first[1:]] = 1
+                sums = np.bincount(np.cumsum(entry), values)
+        if unique[0] == last:
+            repeated = last
+        elif last >= 0:
+            unique = np.append(last, unique)
+            sums = None if sums is None else np.append(total, sums)
+        last, total = int(unique[-1]), 0.0 if sums is None else float(sums[-1])
+        sums = None if sums is None else sums[:-1].astype(np.float32)
+        yield _Entries(unique[:-1], sums, repeated)
+    if last >= 0:
+        totals = np.array([total], np.float32) if weighted else None
+        yield _Entries(np.array([last]), totals)
+
+
+def _shard_bounds(keys: np.ndarray, height: int) -> list[int]:
+    """Return where shards begin, and the end: each has whole rows, and enough or ``height``."""
+    rows = keys >> 32
+    bounds = [0]
+    while bounds[-1] < len(rows):
+        start = bounds[-1]
+        tallest = np.searchsorted(rows, rows[start] + height)
+        full = start + _SHARD_ENTRIES
+        if full < tallest:
+            tallest = np.searchsorted(rows, rows[full - 1], side="right")
+        bounds.append(int(tallest))
+    return bounds
+
+
+def _write_shard(folder: str, entries: _Entries) -> dict[str, Any]:
+    """Write whole rows as a shard, and tell what it is."""
+    rows, values = entries.keys >> 32, entries.values
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    shard = {
+        "start": start,
+        "stop": stop,
+        "nnz": len(rows),
+        "least": 1.0 if values is None else float(values.min()),
+        "greatest": 1.0 if values is None else float(values.max()),
+        "name": f"{start:010d}-{uuid.uuid4().hex}",
+    }
+    arrays = {
+        "counts": np.bincount(rows - start, minlength=stop - start),
+        "indices": (entries.keys & 0xFFFFFFFF).astype(np.int32),
+    }
+    if values is not None and not _is_binary(shard):
+        arrays["data"] = values
+    for kind, array in arrays.items():
+        write_array(folder, f"{shard['name']}-{kind}.npy", array)
+    return shard
+
+
+def _problem(entries: DataFrame, shape: tuple[int, int]) -> str | None:
+    """Say what is wrong with entries, if anything."""
+    from pyspark.sql import functions as F
+
+    sizes = dict(zip(("row", "column"), shape, strict=True))
+    counts = [F.count_if(F.col(kind).isNull()).alias(f"{kind}_null") for kind in entries.columns]
+    ends = [f(kind).alias(f"{kind}_{f.__name__}") for kind in sizes for f in (F.min, F.max)]
+    infinite = F.lit(0)
+    if "value" in entries.columns:
+        infinite = F.count_if(~(F.abs("value") < float("inf")))
+    found = entries.agg(*counts, *ends, infinite.alias("infinite")).collect()[0]
+    for kind in entries.columns:
+        if found[f"{kind}_null"]:
             return f"a {kind} is null; leave such entries out"
-    for k, (kind, size) in enumerate(zip(("row", "column"), shape, strict=True)):
-        ids = batch.column(k).to_numpy()
-        wrong = ids[(ids < 0) | (ids >= size)]
-        if len(wrong):
-            return f"{kind} {wrong[0]} is outside of 0 … {size - 1}; check the ids or the shape"
-    if batch.num_columns == 3 and not np.isfinite(batch.column(2).to_numpy()).all():
-        return "a value is not finite; leave such entries out"
-    return None
+    for kind, size in sizes.items():
+        for end in (found[f"{kind}_min"], found[f"{kind}_max"]):
+            if not 0 <= end < size:
+                return f"{kind} {end} is outside of 0 … {size - 1}; check the ids or the shape"
+    return "a value is not finite; leave such entries out" if found["infinite"] else None
 
 
 # Files on shared storage.
@@ -278,6 +373,11 @@ def read_manifest(folder: str) -> dict[str, Any]:
         If there is none: the folder was never finished.
     """
     return json.loads(_manifest_text(folder))
+
+
+def is_written(folder: str) -> bool:
+    """Tell whether ``folder`` holds a finished matrix."""
+    return read_file(join(folder, "manifest.json")) is not None
 
 
 def _manifest_text(folder: str) -> str:
@@ -336,7 +436,7 @@ def map_cached(
         NAME to read-only mapped array.
     """
     digest = hashlib.sha256(f"{folder}\n{manifest_text}".encode()).hexdigest()[:32]
-    cache = _host_cache()
+    cache = host_cache()
     target = cache / digest
     if not os.environ.get("SPARK_LOCAL_DIRS"):  # Spark's scratch space goes as a whole
         _remove_old(cache, digest)
@@ -360,7 +460,7 @@ def read_array(folder: str, name: str) -> np.ndarray:
         return np.load(file, allow_pickle=False)
 
 
-def _host_cache() -> Path:
+def host_cache() -> Path:
     """Return the local folder for mapped arrays.
 
     In a Spark worker it is the executor's own scratch space, which goes when the executor does;
@@ -394,7 +494,7 @@ def _remove_old(cache: Path, digest: str) -> None:
             return  # somebody is opening something; the next to come will do
         oldest = time.time() - _KEPT_SECONDS
         for path in cache.iterdir():
-            if path.stem == digest or path.stat().st_mtime >= oldest:
+            if path.stem in (digest, "compiling") or path.stat().st_mtime >= oldest:
                 continue
             if path.is_dir():
                 shutil.rmtree(path)

@@ -1,47 +1,62 @@
-"""Raw events → accepted ``events`` and a ``quarantine`` of rejected rows with their reasons.
-
-New files (or table versions) are found by Structured Streaming with ``availableNow``; its
-checkpoint is the ledger of what was read. The checkpoint belongs to the run: a run starts from a
-copy of the last finished run's, so that it is committed, or forgotten, with the tables.
-"""
+"""Delivered rows → accepted ``events``, and a ``quarantine`` of rejected ones with reasons."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from recs.config import Events, EventSource
+from recs.data.files import column_of
 from recs.data.sources import (
+    BAD_ENCODING,
     LINE,
     MALFORMED,
     RAW,
+    REASON,
     SOURCE,
-    column_of,
-    is_text,
+    micros_of,
     moment_of,
-    once,
-    open_stream,
-    rows,
 )
-from recs.storage import join
+from recs.errors import UserError
+from recs.schema import MAX_VALUE
 
-REASON = "_reason"
 DUPLICATE = "duplicate"
 
+#: Reasons why a row is no event, in the order in which they are looked for, each with the
+#: constraint of table ``events`` that such a row would break, where there is one.
+REASONS: dict[str, str | None] = {
+    BAD_ENCODING: None,
+    MALFORMED: None,
+    "null_user": "user",
+    "null_item": "item",
+    "bad_time": None,
+    "time_before_floor": None,
+    "future_time": None,
+    "bad_position": None,
+    "unknown_event_type": None,
+    "bad_weight": None,
+    "weight_not_finite": "value_in_range",
+    "negative_weight": "value_in_range",
+    "weight_too_large": "value_in_range",
+}
 
-class TooManyRejects(ValueError):
+#: Duplicates that are kept in quarantine, of each source and run; all are counted.
+KEPT_DUPLICATES = 1000
+
+
+class TooManyRejects(UserError):
     """More of the delivered rows were rejected than the configuration allows."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of a delivery by what became of them."""
+    """Rows of a delivery by what became of them; of each reason an example's place."""
 
     accepted: int
     rejected: dict[str, int]
@@ -63,7 +78,7 @@ class Counts:
         Raises
         ------
         TooManyRejects
-            With the number, reasons and one example a reason.
+            With the number, reasons and the place of one example a reason.
         """
         bad = sum(n for reason, n in self.rejected.items() if reason != DUPLICATE)
         total = self.accepted + bad
@@ -73,26 +88,35 @@ class Counts:
                 for reason, n in self.rejected.items()
                 if reason != DUPLICATE
             )
+            encoding = "" if BAD_ENCODING not in self.rejected else ", say encoding: latin-1"
             raise TooManyRejects(
                 f"{bad:,} of {total:,} rows ({bad / total:.1%}) are rejected, more than "
                 f"events.max_reject_share = {max_share:.1%} ({reasons}); mend the source's columns "
-                "or formats in the config, or raise the share"
+                f"or formats in the config{encoding}, or raise the share"
             )
 
 
-def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetime) -> DataFrame:
+def columns_read(source: EventSource) -> list[str]:
+    """Return the columns of the data that an event source reads, each once."""
+    roles = _roles(source)
+    return list(dict.fromkeys([*roles.values(), *source.columns.context]))
+
+
+def _roles(source: EventSource) -> dict[str, str]:
+    names = source.columns
+    roles = ("user", "item", "timestamp", "position", "event_type", "weight")
+    return {role: name for role in roles if (name := getattr(names, role))}
+
+
+def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime) -> DataFrame:
     """Return typed events with the reason why a row is not acceptable (null: it is).
 
-    Reasons, of which a row gets the first that holds: ``malformed``, ``null_user``, ``null_item``,
-    ``bad_time``, ``time_before_floor``, ``future_time``, ``bad_position``, ``unknown_event_type``,
-    ``bad_weight``, ``weight_not_finite``, ``negative_weight``.
-
-    An empty event type is the default type, an empty weight is 1.
+    A row gets the first reason of :data:`REASONS` that holds.
 
     Parameters
     ----------
-    batch
-        Rows of :func:`recs.data.sources.rows`, opened but not yet parsed.
+    rows
+        Of :func:`recs.data.sources.read_rows`, with the columns of :func:`columns_read`.
     source
         The event source.
     events
@@ -103,145 +127,182 @@ def parse(batch: DataFrame, source: EventSource, events: Events, *, now: datetim
     Returns
     -------
     DataFrame
-        Columns of table ``events`` but ``run_id``, ``_raw`` (null for acceptable rows of formats
-        other than text) and ``_reason``.
+        Columns of table ``events`` but ``run_id``, ``_raw`` and ``_reason``.
     """
-    names = source.columns
-    roles = ("user", "item", "timestamp", "position", "event_type", "weight")
-    given = {role: name for role in roles if (name := getattr(names, role))}
-    df = rows(batch, source, list(dict.fromkeys([*given.values(), *names.context])))
-    trimmed = {role: F.trim(column_of(name)) for role, name in given.items()}
-    df = _once(df, "_text", {role: F.when(text != "", text) for role, text in trimmed.items()})
+    names, given = source.columns, _roles(source)
 
     def text(role: str) -> Column:
-        return F.col("_text").getField(role) if role in given else F.lit(None).cast("string")
+        if role not in given:
+            return F.lit(None).cast("string")
+        trimmed = F.trim(column_of(given[role]))
+        return F.when(trimmed != "", trimmed)
 
-    kind = F.coalesce(text("event_type"), F.lit(events.default_type))
-    value = F.coalesce(text("weight").try_cast("double"), F.when(text("weight").isNull(), 1.0))
-    type_weight, positive = _by_type(kind, events)
+    kind, delivered = text("event_type"), text("weight")
+    known = F.coalesce(kind, F.lit(events.default_type)).isin(list(events.types))
+    value = delivered.try_cast("double")
+    position = text("position").try_cast("bigint")
+    time = F.lit(None).cast("timestamp")
+    if names.timestamp:
+        typed = isinstance(rows.schema[names.timestamp].dataType, T.TimestampType)
+        time = column_of(names.timestamp) if typed else _time(text("timestamp"), source)
+    latest = now + timedelta(hours=events.allowed_skew_hours)
+    holds = {
+        BAD_ENCODING: F.col(REASON) == BAD_ENCODING,
+        MALFORMED: F.col(REASON) == MALFORMED,
+        "null_user": text("user").isNull(),
+        "null_item": text("item").isNull(),
+        "unknown_event_type": ~known,
+        "bad_weight": delivered.isNotNull() & value.isNull(),
+        "weight_not_finite": F.isnan(value) | (F.abs(value) == float("inf")),
+        "negative_weight": value < 0,
+        "weight_too_large": value > MAX_VALUE,
+    }
+    if names.timestamp:
+        holds |= {
+            "bad_time": time.isNull(),
+            "time_before_floor": time < moment_of(events.floor),
+            "future_time": time > moment_of(latest),
+        }
+    if names.position:
+        holds["bad_position"] = position.isNull()
     context = (
-        F.create_map(*[part for name in names.context for part in (F.lit(name), column_of(name))])
+        F.create_map(
+            *[
+                part
+                for name in names.context
+                for part in (F.lit(name), column_of(name).cast("string"))
+            ]
+        )
         if names.context
         else F.lit(None).cast("map<string,string>")
     )
-    typed = {
-        "timestamp": _time(text("timestamp"), source.timestamp_format),
-        "position": text("position").try_cast("bigint"),
+    event = {
+        "user": text("user"),
+        "item": text("item"),
+        "timestamp": time,
+        "position": position,
         "event_type": kind,
         "value": value,
-        "type_weight": type_weight,
-        "positive": positive,
-        "context": context,
     }
-    df = _once(df, "_typed", typed)
-    event = {name: F.col("_typed").getField(name) for name in typed}
-    time, value, type_weight = event["timestamp"], event.pop("value"), event.pop("type_weight")
-    latest = now + timedelta(hours=events.allowed_skew_hours)
-    checks: list[tuple[str, Column]] = [
-        ("malformed", F.col(MALFORMED)),
-        ("null_user", text("user").isNull()),
-        ("null_item", text("item").isNull()),
-    ]
-    if names.timestamp:
-        checks += [
-            ("bad_time", time.isNull()),
-            ("time_before_floor", time < moment_of(events.floor)),
-            ("future_time", time > moment_of(latest)),
-        ]
-    if names.position:
-        checks.append(("bad_position", event["position"].isNull()))
-    checks += [
-        ("unknown_event_type", type_weight.isNull()),
-        ("bad_weight", value.isNull()),
-        ("weight_not_finite", F.isnan(value) | (F.abs(value) == float("inf"))),
-        ("negative_weight", value < 0),
-    ]
-    reason = F.coalesce(*[F.when(condition, F.lit(name)) for name, condition in checks])
-    # Text is there anyhow; of other forms, only rejected rows are worth writing as text.
-    raw = F.col(RAW) if is_text(source) else F.when(reason.isNotNull(), F.col(RAW))
-    return df.select(
-        text("user").alias("user"),
-        text("item").alias("item"),
+    reason = F.coalesce(*[F.when(holds[name], F.lit(name)) for name in REASONS if name in holds])
+    return rows.select(
+        _event_id(event, by_line=not (names.timestamp or names.position)).alias("event_id"),
         *[column.alias(name) for name, column in event.items()],
-        (value * type_weight).alias("weight"),
+        context.alias("context"),
         F.lit(source.held_out).cast("string").alias("held_out"),
         F.col(SOURCE).alias("source"),
         F.col(LINE).alias("line"),
-        raw.alias(RAW),
+        RAW,
         reason.alias(REASON),
     )
 
 
-def _once(df: DataFrame, name: str, columns: dict[str, Column]) -> DataFrame:
-    return once(df, name, F.struct(*[column.alias(key) for key, column in columns.items()]))
+def _event_id(event: Mapping[str, Column], *, by_line: bool) -> Column:
+    """Return the 64-bit hash that an event is known by.
+
+    Two events are the same if user, item, time, position, type and value are, as delivered:
+    settings may change, and context columns come and go. Data with neither times nor positions can
+    hold the same item twice in a row, so that there the line counts too. That two of n other events
+    share a hash has odds of n² / 2⁶⁵, and only those of the same days are ever compared.
+    """
+    # The hash passes over nulls; so that which values are null is told, no value stands for each.
+    values = [
+        event["user"],
+        event["item"],
+        F.coalesce(F.unix_micros(event["timestamp"]), F.lit(-(2**63))),
+        F.coalesce(event["position"], F.lit(-(2**63))),
+        F.coalesce(event["event_type"], F.lit("")),
+        F.coalesce(event["value"], F.lit(-1.0)),
+    ]
+    if by_line:
+        values.append(F.col(LINE))
+    return F.xxhash64(*values)
 
 
-def mark_duplicates(parsed: DataFrame, source: EventSource, known: DataFrame | None) -> DataFrame:
-    """Give the reason ``duplicate`` to acceptable rows that repeat an event exactly.
+def accepted(parsed: DataFrame) -> DataFrame:
+    """Return the acceptable rows of :func:`parse` as rows of table ``events``, but ``run_id``."""
+    return parsed.where(F.col(REASON).isNull()).drop(RAW, REASON)
 
-    Two events are the same if user, item, time, position, type, weight, context and split are. Data
-    with neither times nor positions can hold the same item twice in a row, so that there the line
-    counts too. The first row by (source, line) is kept, and of equal rows of a Delta table, which
-    have one line, any one.
 
-    Events are compared by 128 bits of hashes: what is shuffled is two numbers an event, and only
-    rows that share them with another are looked at again. Of the earlier events those of the same
-    days are read, where the data has times.
+def duplicates(added: DataFrame, earlier: DataFrame | None, *, has_times: bool) -> DataFrame:
+    """Return the ids that more than one event has, ``event_id``, and whether one was there before.
+
+    What is shuffled is one number an event. Of the earlier events those of the same days are read,
+    where the data has times.
+
+    Parameters
+    ----------
+    added
+        Events that were just written.
+    earlier
+        Table ``events`` before; None for nothing.
+
+    Returns
+    -------
+    DataFrame
+        ``event_id`` bigint, ``known`` boolean.
+    """
+    ids = added.select("event_id", F.lit(False).alias("known"))
+    if earlier is not None:
+        same_days = earlier.where(_in_days_of(added)) if has_times else earlier
+        ids = ids.union(same_days.select("event_id", F.lit(True)))
+    counted = ids.groupBy("event_id").agg(F.count("*").alias("n"), F.max("known").alias("known"))
+    return counted.where("n > 1").drop("n")
+
+
+def without(parsed: DataFrame, repeated: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """Return the acceptable rows without those that repeat an event, and these.
+
+    The first row by (source, line) is kept, and of equal rows of a Delta table, which have one
+    line, any one.
 
     Parameters
     ----------
     parsed
-        Rows of :func:`parse`, in the same partitions whenever they are read: kept, best.
-    source
-        The event source.
-    known
-        Table ``events`` so far.
+        Of :func:`parse`.
+    repeated
+        Of :func:`duplicates`.
     """
-    by_line = source.columns.timestamp is None and source.columns.position is None
-    parsed = _with_fingerprint(parsed, by_line).withColumn(_ROW, F.monotonically_increasing_id())
     good = parsed.where(F.col(REASON).isNull())
-    events = good.select(*_FINGERPRINT, F.lit(False).alias("_known"))
-    if known is not None:
-        same_days = known.where(_in_days_of(good)) if source.columns.timestamp else known
-        earlier = _with_fingerprint(same_days, by_line)
-        events = events.union(earlier.select(*_FINGERPRINT, F.lit(True)))
-    groups = events.groupBy(*_FINGERPRINT).agg(
-        F.count("*").alias("_events"), F.max("_known").alias("_known")
+    alone = good.join(repeated.select("event_id"), "event_id", "left_anti")
+    shared = good.join(repeated, "event_id")
+    place = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "line"))
+    shared = shared.withColumn("_place", place)
+    first = ~F.col("known") & (F.col("_place") == 1)
+    names = alone.columns
+    kept = alone.unionByName(shared.where(first).select(*names)).drop(RAW, REASON)
+    return kept, shared.where(~first).select(*names)
+
+
+def quarantined(rejected: DataFrame, files: DataFrame) -> DataFrame:
+    """Return rejected rows (_raw, _reason, source, line) as rows of ``quarantine``, but ``run_id``.
+
+    ``files`` has ``source`` and ``path``.
+    """
+    named = rejected.join(F.broadcast(files.select("source", "path")), "source")
+    return named.select(
+        F.col(RAW).alias("raw"),
+        F.col(REASON).alias("reason"),
+        F.col("path").alias("source"),
+        "line",
     )
-    shared = groups.where("_events > 1").select(*_FINGERPRINT, "_known").localCheckpoint()
-    found = shared.count()
-    if not found:
-        return parsed.drop(*_FINGERPRINT, _ROW)
-    if found <= _MAX_BROADCAST:
-        shared = F.broadcast(shared)
-    place = F.struct("source", "line", _ROW)
-    first = F.min(place).alias("_first")
-    kept = good.join(shared, _FINGERPRINT).groupBy(*_FINGERPRINT, "_known").agg(first)
-    if found <= _MAX_BROADCAST:
-        kept = F.broadcast(kept.localCheckpoint())
-    judged = parsed.join(kept, _FINGERPRINT, "left")
-    repeats = F.col("_known") | (place != F.col("_first"))
-    reason = F.coalesce(F.col(REASON), F.when(repeats, F.lit(DUPLICATE)))
-    columns = [name for name in parsed.columns if name not in (*_FINGERPRINT, _ROW)]
-    return judged.withColumn(REASON, reason).select(*columns)
 
 
-#: Two 64-bit hashes of an event; that two of n events share both has odds of n² / 2¹²⁹.
-_FINGERPRINT = ["_hash_1", "_hash_2"]
+def count(quarantine: DataFrame) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the rows of a quarantine by reason, and where the first of each is."""
+    found = (
+        quarantine.groupBy("reason")
+        .agg(F.count("*").alias("rows"), F.min(F.struct("source", "line")).alias("first"))
+        .orderBy("reason")
+        .collect()
+    )
+    rows = {row["reason"]: row["rows"] for row in found}
+    return rows, {row["reason"]: _place(**row["first"].asDict()) for row in found}
 
-_ROW = "_row"
 
-
-def _with_fingerprint(events: DataFrame, by_line: bool) -> DataFrame:
-    names = ("user", "item", "timestamp", "position", "event_type", "weight", "held_out")
-    values = [F.col(name) for name in names] + [F.to_json("context")]
-    if by_line:
-        values.append(F.col("line"))
-    # The hash passes over nulls, so that which values are null has to be told.
-    flags = [F.when(value.isNull(), 1 << n).otherwise(0) for n, value in enumerate(values)]
-    nulls = reduce(Column.__add__, flags)
-    first, second = (F.xxhash64(F.lit(salt), nulls, *values) for salt in (1, 2))
-    return events.withColumns({_FINGERPRINT[0]: first, _FINGERPRINT[1]: second})
+def _place(source: str, line: int) -> str:
+    # The place of a row of a Delta table is a hash.
+    return f"{source} line {line + 1}" if line < 2**40 else source
 
 
 def _in_days_of(events: DataFrame) -> Column:
@@ -265,96 +326,25 @@ def _in_days_of(events: DataFrame) -> Column:
 
 
 _MAX_RANGES = 32
-_MAX_BROADCAST = 1_000_000  # rows of some 100 bytes
+
+#: Years 1 to 9999 in seconds since 1970: a number outside is no time in its unit.
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
-def split_accepted(marked: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return the rows of tables ``events`` and ``quarantine``, without ``run_id``.
-
-    A duplicate of another format than text is kept as the event that was read of it.
-    """
-    accepted = marked.where(F.col(REASON).isNull()).drop(RAW, REASON)
-    event = F.to_json(
-        F.struct(*[name for name in accepted.columns if name not in ("source", "line")])
-    )
-    quarantine = marked.where(F.col(REASON).isNotNull()).select(
-        F.coalesce(RAW, event).alias("raw"), F.col(REASON).alias("reason"), "source", "line"
-    )
-    return accepted, quarantine
-
-
-def count(accepted: int, quarantine: DataFrame) -> Counts:
-    """Count the rejected rows by reason, with the first example of each."""
-    found = (
-        quarantine.groupBy("reason")
-        .agg(F.count("*").alias("rows"), F.min(F.struct("source", "line", "raw")).alias("first"))
-        .orderBy("reason")
-        .collect()
-    )
-    rejected, examples = {}, {}
-    for row in found:
-        rejected[row["reason"]] = row["rows"]
-        where = f"{row['first']['source']} line {row['first']['line'] + 1}"
-        examples[row["reason"]] = f"{where}: {row['first']['raw'][:200]!r}"
-    return Counts(accepted, rejected, examples)
-
-
-def checkpoint_folder(base: str, path: str) -> str:
-    """Return the folder of a source's checkpoint: one a path, under the run's own."""
-    return join(base, hashlib.sha256(path.encode()).hexdigest()[:16])
-
-
-def each_new_batch(
-    spark: SparkSession,
-    source: EventSource,
-    path: str,
-    checkpoint: str,
-    handle: Callable[[DataFrame], None],
-) -> None:
-    """Call ``handle`` with every micro-batch of what the checkpoint has not seen, then return.
-
-    Raises
-    ------
-    Exception
-        What ``handle`` raised, as it was, and not wrapped by the stream.
-    """
-    raised: list[Exception] = []
-
-    def guarded(batch: DataFrame, batch_id: int) -> None:
-        try:
-            handle(batch)
-        except Exception as error:
-            raised.append(error)
-            raise
-
-    stream = open_stream(spark, source, path).writeStream.foreachBatch(guarded)
-    query = stream.option("checkpointLocation", checkpoint).trigger(availableNow=True).start()
-    try:
-        query.awaitTermination()
-    except Exception:
-        if raised:
-            raise raised[0] from None
-        raise
-
-
-def _time(text: Column, form: str) -> Column:
+def _time(text: Column, source: EventSource) -> Column:
+    form = source.timestamp_format
     if form in ("seconds", "milliseconds"):
         seconds = text.try_cast("double") / (1000.0 if form == "milliseconds" else 1.0)
-        # Outside years 1 to 9999 the number is no time in this unit.
-        plausible = seconds.between(-62_135_596_800.0, 253_402_300_799.0)
+        plausible = seconds.between(float(_FIRST_SECOND), float(_LAST_SECOND))
         return F.timestamp_seconds(F.when(plausible, seconds))
+    if form in ("microseconds", "nanoseconds"):
+        # Whole numbers: a double does not hold so many digits.
+        number = text.try_cast("bigint")
+        micros = number if form == "microseconds" else micros_of(number)
+        plausible = micros.between(_FIRST_SECOND * 10**6, _LAST_SECOND * 10**6)
+        return F.timestamp_micros(F.when(plausible, micros))
     if form == "iso":
-        return F.try_to_timestamp(text)
+        # To a time of day alone Spark adds today's date, to a year the first of January.
+        dated = (F.substring(text, 5, 1) == "-") & (F.length(text) >= 8)
+        return F.try_to_timestamp(F.when(dated, text))
     return F.try_to_timestamp(text, F.lit(form))
-
-
-def _by_type(kind: Column, events: Events) -> tuple[Column, Column]:
-    """Return the weight and polarity of an event's type; null for an unknown one."""
-    weight = F.lit(None).cast("double")
-    positive = F.lit(None).cast("boolean")
-    for name, event_type in events.types.items():
-        weight = F.when(kind == name, F.lit(event_type.weight)).otherwise(weight)
-        positive = F.when(kind == name, F.lit(event_type.polarity == "positive")).otherwise(
-            positive
-        )
-    return weight, positive

@@ -20,9 +20,18 @@ from pyspark.sql.types import ArrayType
 
 from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import read_column, read_lists, to_arrow
+from recs.arrays.streams import by_user, packed
 from recs.config import NegativeRule, Negatives
-from recs.sampling import EVENT, EXPLICIT, POSITIVES, EventStream, Groups, group_items
-from recs.sampling import Negatives as Drawn
+from recs.errors import UserError
+from recs.sampling import (
+    EVENT,
+    EXPLICIT,
+    POSITIVES,
+    EventNegatives,
+    EventStream,
+    Groups,
+    group_items,
+)
 
 _NEGATIVES = "user_id int, sequence int, item_id int, negatives array<int>"
 
@@ -86,7 +95,7 @@ def negatives(
 
     Raises
     ------
-    ValueError
+    UserError
         If a rule names a column that no item has a value in, or there is nothing to draw from; in
         the task, if the tables contradict each other or, with ``shortage: error``, a user has too
         few items left.
@@ -104,8 +113,7 @@ def negatives(
                 yield _to_arrow(keys, item_ids, drawn)
 
     rows = _rows(interactions, user_positives, config.explicit, fit_splits)
-    by_user = rows.repartition(F.shiftright("key", 32)).sortWithinPartitions("key")
-    return by_user.mapInArrow(draw, _NEGATIVES)
+    return by_user(rows).mapInArrow(draw, _NEGATIVES)
 
 
 def _rows(
@@ -119,10 +127,6 @@ def _rows(
     One number to sort by lets Spark sort by radix, without comparing rows. Events have an empty
     array, not a null: Spark fills the offsets of all nulls at a batch's end anew with each row.
     """
-
-    def key(kind: Column) -> Column:
-        return F.shiftleft(F.col("user_id").cast("bigint"), 32).bitwiseOR(kind.cast("bigint"))
-
     none = F.array().cast("array<int>")
     fitted = interactions.where(F.col("split").isin(*fit_splits))
     event = F.col("sequence") + EVENT
@@ -131,15 +135,19 @@ def _rows(
         event = F.when(F.col("positive"), event).otherwise(EXPLICIT)
     else:
         fitted = fitted.where("positive")
-    events = fitted.select(key(event).alias("key"), "item_id", none.alias("positives"))
+    events = fitted.select(
+        packed("user_id", event).alias("key"), "item_id", none.alias("positives")
+    )
     wanted = F.concat(*(F.coalesce(split, none) for split in fit_splits))
     users = user_positives.select(
-        key(F.lit(POSITIVES)).alias("key"), F.lit(-1).alias("item_id"), wanted.alias("positives")
+        packed("user_id", F.lit(POSITIVES)).alias("key"),
+        F.lit(-1).alias("item_id"),
+        wanted.alias("positives"),
     )
     return events.unionByName(users)
 
 
-def _to_arrow(keys: np.ndarray, item_ids: np.ndarray, drawn: Drawn) -> pa.RecordBatch:
+def _to_arrow(keys: np.ndarray, item_ids: np.ndarray, drawn: EventNegatives) -> pa.RecordBatch:
     keys = keys[drawn.rows]
     return pa.RecordBatch.from_pydict(
         {
@@ -181,7 +189,7 @@ def write_groups(
 
     paths = write_arrays(rows.select(*columns), folder, groups)
     if not paths:
-        raise ValueError("no negatives can be drawn: the catalogue is empty; run the split first")
+        raise UserError("no negatives can be drawn: the catalogue is empty; run the split first")
     return GroupFiles(tuple(paths[name] for name in Groups._fields))
 
 
@@ -202,12 +210,12 @@ def rule_groups(items: DataFrame | None, rules: Sequence[NegativeRule]) -> DataF
 
     Raises
     ------
-    ValueError
+    UserError
         If a rule names a column that no item has a value in.
     """
     if items is None:
         names = ", ".join(rule.column for rule in rules)
-        raise ValueError(
+        raise UserError(
             f"negatives.rules name {names}, but nothing is known of items: give items a source"
         )
     values = [_values(items, rule) for rule in rules]
@@ -215,7 +223,7 @@ def rule_groups(items: DataFrame | None, rules: Sequence[NegativeRule]) -> DataF
     for rule, found in zip(rules, held.first() or [], strict=True):
         if not found:
             what = "number" if rule.edges else "value"
-            raise ValueError(
+            raise UserError(
                 f"negatives.rules: no item has a {what} in column {rule.column!r}; items have "
                 f"{', '.join(_known_columns(items))}"
             )

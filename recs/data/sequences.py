@@ -1,22 +1,29 @@
-"""Users' events as arrays of one fixed length, and all items that a user has wanted.
+"""Users' last events as arrays, and all items that a user has wanted.
 
-Both are one shuffle by user, a sort by one packed bigint (which Spark sorts by radix), and a pass
-over the sorted stream in Arrow batches. What a task holds does not grow with a user's events: for
-sequences the last L of them, for positives the items that the user has wanted, each once.
+Both are a pass over the events of one user after another (:mod:`recs.arrays.streams`). What a task
+holds does not grow with a user's events: for sequences the last L of them, for positives the items
+that the user has wanted, each once.
+
+Table ``interactions`` is written user by user, in order. Where only the last L events count, each
+run of a user's events is cut to what can be among them before it is shuffled, and what is left of a
+run is a few rows of bytes. Events in any other order end the same, slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numba import njit
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from recs.arrays.compiling import call_compiled
+from recs.arrays.lists import offsets_of, to_arrow
+from recs.arrays.streams import by_user, last_user, packed, run_starts
 from recs.config import Sequences
-from recs.schema import PADDING, SPLITS
+from recs.schema import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,11 +31,18 @@ if TYPE_CHECKING:
 _UPTO = ("train", "validation")
 _NO_TIME = -(1 << 40)  # seconds; below any time that Spark knows
 
-_SEQUENCES_SCHEMA = (
-    "user_id int, upto string, session int, last int, length int, "
-    "items array<int>, event_types array<int>, gaps array<int>"
+_ARRAYS = ("items", "event_types", "gaps")
+_SEQUENCES_SCHEMA = "user_id int, upto string, session int, last int, length int, " + ", ".join(
+    f"{name} array<int>" for name in _ARRAYS
 )
 _POSITIVES_SCHEMA = "user_id int, " + ", ".join(f"{split} array<int>" for split in SPLITS)
+
+#: Events of a row of :func:`_chunks` at the most: so many bound a batch of rows.
+_CHUNK_EVENTS = 64
+_EVENT = np.dtype([("place", np.int32), ("item", np.int32), ("rest", np.int64)])
+
+#: Number of a pause that is longer than any.
+_NO_PAUSE = np.iinfo(np.int64).max
 
 
 def sequences(
@@ -56,27 +70,27 @@ def sequences(
     )
     second = F.coalesce(F.unix_seconds("timestamp"), F.lit(_NO_TIME))
     held_out = (F.col("split") != "train").cast("bigint")
-    packed = kept.select(
-        _packed("user_id", "sequence").alias("key"),
+    events = kept.select(
+        packed("user_id", "sequence").alias("key"),
         "item_id",
         # Time, type and split in one number: less to shuffle, sort and hand to Python.
         (second * (1 << 16) + numbers[F.col("event_type")] * 2 + held_out).alias("rest"),
     )
-    pause = np.iinfo(np.int64).max
+    length, stride, pause = config.length, config.stride or 0, _NO_PAUSE
     if config.session_gap_minutes is not None:
         pause = round(config.session_gap_minutes * 60)
-    length, stride = config.length, config.stride or 0
+    newest_only = stride == 0 and pause == _NO_PAUSE
+    if newest_only:
+        # The event before the last L tells the first one's gap.
+        events = events.mapInArrow(_chunking(length + 1), "key bigint, events binary")
 
     def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tracks = _Tracks.empty(length)
-        for batch in batches:
-            keys, items, rest = (column.to_numpy() for column in batch.columns)
-            yield _rows(_windows(keys, items, rest, tracks, stride, pause))
-        nothing = np.empty(0, np.int64)
-        last = _windows(nothing, nothing.astype(np.int32), nothing, tracks, stride, pause, True)
-        yield _rows(last)
+        for events in _unpacked(batches, length + 1) if newest_only else map(_columns, batches):
+            yield _rows(call_compiled(_windows, *events, tracks, stride, pause, False))
+        yield _rows(call_compiled(_windows, *_NO_EVENTS, tracks, stride, pause, True))
 
-    return _by_user(packed).mapInArrow(task, _SEQUENCES_SCHEMA)
+    return by_user(events).mapInArrow(task, _SEQUENCES_SCHEMA)
 
 
 def user_positives(interactions: DataFrame) -> DataFrame:
@@ -84,8 +98,8 @@ def user_positives(interactions: DataFrame) -> DataFrame:
     split = F.lit(0)
     for number, name in enumerate(SPLITS):
         split = F.when(F.col("split") == name, 1 << number).otherwise(split)
-    packed = interactions.where("positive").select(
-        _packed("user_id", "item_id").alias("key"), split.cast("byte").alias("splits")
+    wanted = interactions.where("positive").select(
+        packed("user_id", "item_id").alias("key"), split.cast("byte").alias("splits")
     )
 
     def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -95,24 +109,116 @@ def user_positives(interactions: DataFrame) -> DataFrame:
             splits = np.concatenate((splits, batch.column(1).to_numpy()))
             if not len(keys):
                 continue
-            first = np.flatnonzero(np.diff(keys, prepend=-1))
+            first = run_starts(keys)
             keys, splits = keys[first], np.bitwise_or.reduceat(splits, first)
-            # The last user may go on in the next batch.
-            done = np.searchsorted(keys, keys[-1] >> 32 << 32)
+            done = last_user(keys)
             yield _positives(keys[:done], splits[:done])
             keys, splits = keys[done:], splits[done:]
         yield _positives(keys, splits)
 
-    return _by_user(packed).mapInArrow(task, _POSITIVES_SCHEMA)
+    return by_user(wanted).mapInArrow(task, _POSITIVES_SCHEMA)
 
 
-def _packed(user: str, place: str) -> Column:
-    return F.shiftleft(F.col(user).cast("bigint"), 32) + F.col(place)
+# Events in rows of bytes.
+
+_Events = tuple[np.ndarray, np.ndarray, np.ndarray]  # key int64, item int32, rest int64
+
+_NO_EVENTS: _Events = (np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
 
 
-def _by_user(packed: DataFrame) -> DataFrame:
-    """Bring each user's rows together, in the order of ``key``."""
-    return packed.repartition(F.shiftright("key", 32)).sortWithinPartitions("key")
+def _columns(batch: pa.RecordBatch) -> _Events:
+    # Copies: kernels are compiled for arrays that may be written, and for no others.
+    keys, items, rest = (column.to_numpy().copy() for column in batch.columns)
+    return keys, items, rest
+
+
+def _chunking(most: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the task: events in, in rows of bytes those that are among the last of their run."""
+
+    def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield _chunks(*_newest(_columns(batch), most))
+
+    return task
+
+
+def _newest(events: _Events, most: int) -> _Events:
+    """Return the last ``most`` events of each run, and of each run's training events."""
+    chosen = call_compiled(_choose, events[0], events[2], most)
+    return events[0][chosen], events[1][chosen], events[2][chosen]
+
+
+@njit(cache=True, nogil=True)
+def _choose(keys, rest, most):
+    """Mark what :func:`_newest` keeps; a run is of one user and ascends."""
+    chosen = np.zeros(len(keys), np.bool_)
+    stop = len(keys)
+    while stop > 0:
+        events, train = 0, 0
+        p = stop
+        while p > 0 and (
+            p == stop or (keys[p - 1] < keys[p] and keys[p - 1] >> 32 == keys[p] >> 32)
+        ):
+            p -= 1
+            is_train = rest[p] & 1 == 0
+            chosen[p] = events < most or (is_train and train < most)
+            events += 1
+            train += is_train
+        stop = p
+    return chosen
+
+
+def _chunks(keys: np.ndarray, items: np.ndarray, rest: np.ndarray) -> pa.RecordBatch:
+    """Return (key, events): each run of events in rows of a few, under the first one's key."""
+    import pyarrow as pa
+
+    begins = np.ones(len(keys), bool)
+    begins[1:] = (keys[1:] <= keys[:-1]) | (keys[1:] >> 32 != keys[:-1] >> 32)
+    starts = np.flatnonzero(begins)
+    in_run = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+    starts = np.flatnonzero(in_run % _CHUNK_EVENTS == 0)
+    events = np.empty(len(keys), _EVENT)
+    events["place"], events["item"], events["rest"] = keys & 0xFFFFFFFF, items, rest
+    offsets = np.append(starts, len(keys)).astype(np.int32) * _EVENT.itemsize
+    chunks = pa.BinaryArray.from_buffers(
+        pa.binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(events.view(np.uint8))]
+    )
+    return pa.RecordBatch.from_arrays([pa.array(keys[starts]), chunks], ["key", "events"])
+
+
+def _unpacked(batches: Iterable[pa.RecordBatch], most: int) -> Iterator[_Events]:
+    """Yield events, user by user in order; the rows of :func:`_chunks` come sorted by key.
+
+    Runs of a user may lie within each other. So a user is passed on when all have come, cut to the
+    last events meanwhile.
+    """
+    held = _NO_EVENTS
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        found = _read_chunks(batch)
+        keys, items, rest = (np.concatenate(pair) for pair in zip(held, found, strict=True))
+        if (keys[1:] < keys[:-1]).any():
+            order = np.argsort(keys)
+            keys, items, rest = keys[order], items[order], rest[order]
+        done = last_user(keys)
+        yield keys[:done], items[:done], rest[:done]
+        held = _newest((keys[done:], items[done:], rest[done:]), most)
+    yield held
+
+
+def _read_chunks(batch: pa.RecordBatch) -> _Events:
+    chunks = batch.column(1)
+    offsets = np.frombuffer(chunks.buffers()[1], np.int32)
+    offsets = offsets[chunks.offset : chunks.offset + len(chunks) + 1]
+    data = np.frombuffer(chunks.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    events = data.view(_EVENT)
+    users = batch.column(0).to_numpy() >> 32 << 32
+    keys = np.repeat(users, np.diff(offsets) // _EVENT.itemsize) | events["place"]
+    return keys, events["item"], events["rest"]
+
+
+# The last events of the user at hand.
 
 
 class _Tracks(NamedTuple):
@@ -142,32 +248,42 @@ _USER, _COUNT, _SESSION, _LAST, _SECOND, _WRITTEN = range(6)
 
 
 class _Windows(NamedTuple):
-    """Rows: ``head`` int32 [n, 5] is user, track, session, last, length; the others [n, L]."""
+    """Rows: ``head`` int32 [n, 5] is user, track, session, last, length; the others end to end.
+
+    ``used`` int64 [2] is how many rows, and how many entries of the others, are written.
+    """
 
     head: np.ndarray
     items: np.ndarray
     event_types: np.ndarray
     gaps: np.ndarray
+    used: np.ndarray
 
 
 @njit(cache=True, nogil=True)
-def _windows(keys, items, rest, tracks, stride, pause, at_end=False):
+def _windows(keys, items, rest, tracks, stride, pause, at_end):
     """Add events to the tracks and return the rows that became whole."""
     length = tracks.items.shape[1]
-    capacity = 1024
+    capacity = 1024 + 3 * length
     out = _Windows(
-        np.empty((capacity, 5), np.int32),
-        np.empty((capacity, length), np.int32),
-        np.empty((capacity, length), np.int32),
-        np.empty((capacity, length), np.int32),
+        np.empty((1024, 5), np.int32),
+        np.empty(capacity, np.int32),
+        np.empty(capacity, np.int32),
+        np.empty(capacity, np.int32),
+        np.zeros(2, np.int64),
     )
-    size = 0
     for e in range(len(keys) + at_end):
-        if size + 3 > len(out.head):
-            out = _Windows(_twice(out[0]), _twice(out[1]), _twice(out[2]), _twice(out[3]))
+        if out.used[0] + 3 > len(out.head):
+            head = np.empty((2 * len(out.head), 5), np.int32)
+            head[: len(out.head)] = out.head
+            out = _Windows(head, out.items, out.event_types, out.gaps, out.used)
+        if out.used[1] + 3 * length > len(out.items):
+            out = _Windows(
+                out.head, _twice(out.items), _twice(out.event_types), _twice(out.gaps), out.used
+            )
         user = keys[e] >> 32 if e < len(keys) else -1
         if user != tracks.at[0, _USER]:
-            size = _close(tracks, out, size)
+            _close(tracks, out)
             tracks.at[:] = 0
             tracks.at[:, _USER] = user
         if user < 0:
@@ -181,7 +297,7 @@ def _windows(keys, items, rest, tracks, stride, pause, at_end=False):
                 gap = second - at[_SECOND]
             if gap > pause:
                 if track == 0 and at[_COUNT] > at[_WRITTEN]:
-                    size = _write(tracks, 0, out, size)
+                    _write(tracks, 0, out)
                 at[_SESSION] += 1
                 at[_COUNT] = 0
                 if track == 0:
@@ -197,43 +313,40 @@ def _windows(keys, items, rest, tracks, stride, pause, at_end=False):
             if track == 1:
                 at[_WRITTEN] |= held_out
             elif stride > 0 and at[_COUNT] >= length and (at[_COUNT] - length) % stride == 0:
-                size = _write(tracks, 0, out, size)
+                _write(tracks, 0, out)
                 at[_WRITTEN] = at[_COUNT]
-    return _Windows(out.head[:size], out.items[:size], out.event_types[:size], out.gaps[:size])
+    return out
 
 
 @njit(cache=True, nogil=True)
-def _close(tracks, out, size):
+def _close(tracks, out):
     """Write what is still to be written of a user."""
     if tracks.at[0, _COUNT] > tracks.at[0, _WRITTEN]:
-        size = _write(tracks, 0, out, size)
+        _write(tracks, 0, out)
     if tracks.at[1, _WRITTEN]:
-        size = _write(tracks, 1, out, size)
-    return size
+        _write(tracks, 1, out)
 
 
 @njit(cache=True, nogil=True)
-def _write(tracks, track, out, size):
-    """Write a track's last events as row ``size``, padded on the left."""
+def _write(tracks, track, out):
+    """Write a track's last events as a row; there is room for it."""
     length = tracks.items.shape[1]
     at = tracks.at[track]
     held = min(at[_COUNT], length)
-    out.head[size] = (at[_USER], track, at[_SESSION], at[_LAST], held)
-    for column in range(length - held):
-        out.items[size, column] = PADDING
-        out.event_types[size, column] = PADDING
-        out.gaps[size, column] = 0
+    row, end = out.used
+    out.head[row] = (at[_USER], track, at[_SESSION], at[_LAST], held)
     for n in range(held):
         p = (at[_COUNT] - held + n) % length
-        out.items[size, length - held + n] = tracks.items[track, p]
-        out.event_types[size, length - held + n] = tracks.event_types[track, p]
-        out.gaps[size, length - held + n] = tracks.gaps[track, p]
-    return size + 1
+        out.items[end + n] = tracks.items[track, p]
+        out.event_types[end + n] = tracks.event_types[track, p]
+        out.gaps[end + n] = tracks.gaps[track, p]
+    out.used[0] += 1
+    out.used[1] += held
 
 
 @njit(cache=True, nogil=True)
 def _twice(array):
-    bigger = np.empty((2 * len(array), array.shape[1]), array.dtype)
+    bigger = np.empty(2 * len(array), array.dtype)
     bigger[: len(array)] = array
     return bigger
 
@@ -241,17 +354,23 @@ def _twice(array):
 def _rows(windows: _Windows) -> pa.RecordBatch:
     import pyarrow as pa
 
-    head = [np.ascontiguousarray(column) for column in windows.head.T]
-    upto = pa.DictionaryArray.from_arrays(head[1], list(_UPTO)).cast(pa.string())
-    length = windows.items.shape[1]
-    offsets = pa.array(np.arange(len(windows.head) + 1, dtype=np.int32) * length)
-    lists = [
-        pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1)))
-        for values in (windows.items, windows.event_types, windows.gaps)
-    ]
-    names = ["user_id", "upto", "session", "last", "length", "items", "event_types", "gaps"]
-    heads = [pa.array(head[0]), upto, *(pa.array(column) for column in head[2:])]
-    return pa.RecordBatch.from_arrays([*heads, *lists], names)
+    rows, entries = windows.used
+    user_id, upto, session, last, length = np.ascontiguousarray(windows.head[:rows].T)
+    offsets = offsets_of(length)
+    arrays = (windows.items, windows.event_types, windows.gaps)
+    return pa.RecordBatch.from_pydict(
+        {
+            "user_id": user_id,
+            "upto": pa.DictionaryArray.from_arrays(upto, list(_UPTO)).cast(pa.string()),
+            "session": session,
+            "last": last,
+            "length": length,
+            **{
+                name: to_arrow(offsets, pa.array(array[:entries]))
+                for name, array in zip(_ARRAYS, arrays, strict=True)
+            },
+        }
+    )
 
 
 def _positives(keys: np.ndarray, splits: np.ndarray) -> pa.RecordBatch:

@@ -9,180 +9,439 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from recs.config import CandidateSource, Source
+from recs.config import TIME_UNITS, CandidateSource, Source
+from recs.data.files import Delivered, SourceError, column_of, is_text, literal
+from recs.storage import exists, filesystem, join
 
 #: Columns beside the data's own that every reader gives.
-RAW, SOURCE, LINE, MALFORMED = "_raw", "_source", "_line", "_malformed"
+RAW, SOURCE, LINE, REASON = "_raw", "_source", "_line", "_reason"
 
-_TEXT_FORMATS = ("csv", "jsonl")
-_BLOCK = "_block"
+MALFORMED, BAD_ENCODING = "malformed", "bad_encoding"
 
-#: A first delivery of years of logs is taken in batches of this size, not all at once.
-_BYTES_PER_BATCH = 8 * 2**30
-
-#: Spark never reads a new file that is a week older than the newest one it has read: an archive
-#: that keeps its times, copied in late, would be passed over in silence.
-_ANY_AGE = "36500d"
+_URI, _BLOCK = "_uri", "_block"
 
 
-class SourceError(ValueError):
-    """Delivered data whose form is not what the configuration says."""
-
-
-def is_text(source: Source | CandidateSource) -> bool:
-    """Tell whether the source is read line by line."""
-    return source.format not in ("parquet", "delta")
-
-
-def open_batch(spark: SparkSession, source: Source | CandidateSource, path: str) -> DataFrame:
-    """Return all of a source as delivered, with its place; see :func:`rows`."""
-    reader = spark.read.option("recursiveFileLookup", "true")
-    loaded = reader.format("text" if is_text(source) else source.format).load(path)
-    return _with_place(source, loaded, path)
-
-
-def open_stream(spark: SparkSession, source: Source, path: str) -> DataFrame:
-    """Return a source as a stream of what is new in it; its batches go to :func:`rows`."""
-    reader = spark.readStream
-    if source.format == "delta":
-        return _with_place(source, reader.format("delta").load(path), path)
-    reader = reader.options(
-        recursiveFileLookup=True, maxBytesPerTrigger=_BYTES_PER_BATCH, maxFileAge=_ANY_AGE
-    )
-    if is_text(source):
-        return _with_place(source, reader.format("text").load(path), path)
-    schema = spark.read.option("recursiveFileLookup", "true").parquet(path).schema
-    return _with_place(source, reader.schema(schema).parquet(path), path)
-
-
-def _with_place(source: Source | CandidateSource, loaded: DataFrame, path: str) -> DataFrame:
-    if is_text(source):
-        block = F.col("_metadata.file_block_start").alias(_BLOCK)
-        return loaded.select("value", F.col("_metadata.file_path").alias(SOURCE), block)
-    if source.format == "parquet":
-        place = F.col("_metadata.file_path").alias(SOURCE), F.col("_metadata.row_index").alias(LINE)
-        return loaded.select("*", *place)
-    # A Delta table does not number its rows: a hash of the row breaks ties of time instead.
-    number = F.xxhash64(F.to_json(F.struct(*loaded.columns))).bitwiseAND(2**63 - 1)
-    return loaded.select("*", F.lit(path).alias(SOURCE), number.alias(LINE))
-
-
-def rows(batch: DataFrame, source: Source, columns: Sequence[str]) -> DataFrame:
-    """Return the wanted columns of opened data as strings, and where each row came from.
+def read_rows(
+    spark: SparkSession,
+    source: Source | CandidateSource,
+    deliveries: Sequence[Delivered],
+    columns: Sequence[str],
+    *,
+    work: str,
+    nested: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    dates: Sequence[str] = (),
+) -> DataFrame:
+    """Return columns of what was delivered as text, and where each row came from.
 
     Parameters
     ----------
-    batch
-        What :func:`open_batch` gave, or a micro-batch of :func:`open_stream`.
     source
         How to read it.
+    deliveries
+        Files, or the one new version of a Delta table, from which rows come that were added since
+        the version before.
     columns
-        Columns of the data to keep.
+        Columns of the data to keep. One that is in no file may be given by folders named
+        ``column=value``.
+    work
+        A folder for working files; they are read until the rows are.
+    nested
+        Those of ``columns`` that may hold lists or records, which are kept as JSON.
+    numbers
+        Those in which NaN is a value; elsewhere it is how others write that there is none.
+    dates
+        Those in which a number says nothing, for nobody has said of what unit it is.
 
     Returns
     -------
     DataFrame
-        ``columns`` (string), ``_raw``, ``_source``, ``_line`` (from 0) and ``_malformed``.
+        ``columns``: text, trimmed by nobody; times that Parquet and Delta keep as such stay times.
+        ``_raw``: the row as delivered, as JSON where it was no text. ``_source``: its number in
+        table ``files``; ``_line``, from 0; ``_reason``: ``malformed``, ``bad_encoding`` or null.
 
     Raises
     ------
     SourceError
-        If the data lacks one of ``columns``, or files of one source have different headers.
+        If the data lacks one of ``columns``, a column is of a type that is neither text nor number,
+        or files of one source differ in their header or in a column's type.
     """
-    if not is_text(source):
-        _require(columns, batch.columns, source)
-        kept = [column_of(name).cast("string").alias(name) for name in columns]
-        data = [name for name in batch.columns if name not in (SOURCE, LINE)]
-        raw = F.to_json(F.struct(*data)).alias(RAW)
-        return batch.select(*kept, raw, SOURCE, LINE, F.lit(False).alias(MALFORMED))
-    lines = _numbered(batch)
+    if is_text(source):
+        return _text_rows(_numbered_lines(spark, source, deliveries), source, columns)
+    assert isinstance(source, Source)
+    if source.format == "delta":
+        loaded = _added(spark, source, deliveries[-1], work)
+    else:
+        loaded = _parquet(spark, source, deliveries, columns)
+    for name in dates:
+        if isinstance(kind := loaded.schema[name].dataType, T.NumericType):
+            raise SourceError(
+                f"column {name!r} of {source.path} is {kind.simpleString()}: say what its numbers "
+                f"are, as timestamp_format: {' or '.join(TIME_UNITS)}"
+            )
+    return _table_rows(loaded, source, columns, nested, numbers)
+
+
+def read_lines(
+    spark: SparkSession, source: CandidateSource, deliveries: Sequence[Delivered]
+) -> DataFrame:
+    """Return the lines of text files that are not empty: ``value`` and their place and reason."""
+    return _numbered_lines(spark, source, deliveries).lines
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Lines (value, _source, _line, _reason), and the first line of each file."""
+
+    lines: DataFrame
+    heads: dict[str, str]
+
+
+def _numbered_lines(
+    spark: SparkSession, source: Source | CandidateSource, deliveries: Sequence[Delivered]
+) -> _Lines:
+    """Return the lines of files with their numbers, exact however Spark cuts files into blocks.
+
+    Within a block lines come in order, so their running ids count them; how many lines lie in the
+    blocks before is found in a first, cheap pass that yields one row a block.
+    """
+    paths = [literal(delivered.path) for delivered in deliveries]
+    loaded = (
+        spark.read.format("text")
+        .load(paths)
+        .select(
+            "value",
+            F.col("_metadata.file_path").alias(_URI),
+            F.col("_metadata.file_block_start").alias(_BLOCK),
+            F.monotonically_increasing_id().alias("_id"),
+        )
+    )
+    first = F.min_by("value", "_id").alias("head")
+    found = loaded.groupBy(_URI, _BLOCK).agg(
+        F.min("_id").alias("least"), F.count("*").alias("lines"), first
+    )
+    by_uri = {delivered.uri: delivered for delivered in deliveries}
+    offsets, heads = [], {}
+    before = dict.fromkeys(by_uri, 0)
+    for row in sorted(found.collect(), key=lambda row: (row[_URI], row[_BLOCK])):
+        uri, delivered = row[_URI], by_uri[row[_URI]]
+        if not before[uri]:
+            heads[delivered.path] = row["head"]
+        offsets.append((uri, row[_BLOCK], delivered.source, before[uri] - row["least"]))
+        before[uri] += row["lines"]
+    schema = f"{_URI} string, {_BLOCK} bigint, {SOURCE} int, _offset bigint"
+    # A left join: a block that the first pass has not seen is an error, and no loss.
+    numbered = loaded.join(
+        F.broadcast(spark.createDataFrame(offsets, schema)), [_URI, _BLOCK], "left"
+    )
+    line = F.coalesce(
+        F.col("_id") + F.col("_offset"),
+        F.raise_error(F.lit("files have changed while they were read: start the run again")),
+    )
+    value = F.col("value")
+    bad = F.contains(value, F.lit("\0"))
     if source.encoding == "latin-1":
         # Spark reads text as UTF-8 but keeps the bytes, so they can still be decoded aright.
-        lines = lines.withColumn("value", F.decode(F.col("value").cast("binary"), "ISO-8859-1"))
-    options = {"columnNameOfCorruptRecord": MALFORMED}
-    if source.format == "jsonl":
-        names = [*columns, MALFORMED]
-        schema = T.StructType([T.StructField(name, T.StringType()) for name in names])
-        parsed = F.from_json("value", schema, options)
+        value = F.decode(value.cast("binary"), "ISO-8859-1")
     else:
-        fields = source.fields or _header(lines, source)
-        _require(columns, fields, source)
-        ddl = ", ".join(f"`{name.replace('`', '``')}` string" for name in [*fields, MALFORMED])
+        bad = bad | ~F.is_valid_utf8(value)
+    lines = numbered.select(
+        value.alias("value"),
+        SOURCE,
+        line.alias(LINE),
+        F.when(bad, F.lit(BAD_ENCODING)).alias(REASON),
+    )
+    return _Lines(lines.where(F.trim("value") != ""), heads)
+
+
+def _text_rows(
+    numbered: _Lines, source: Source | CandidateSource, columns: Sequence[str]
+) -> DataFrame:
+    assert isinstance(source, Source)
+    lines = numbered.lines
+    options = {"columnNameOfCorruptRecord": "_malformed"}
+    if source.format == "jsonl":
+        fields = [*columns, "_malformed"]
+        schema = T.StructType([T.StructField(name, T.StringType()) for name in fields])
+        parsed = F.from_json("value", schema, options)
+        place = {name: name for name in columns}
+    else:
+        names = source.fields or _header(numbered.heads, source)
+        _require(columns, names, source)
+        for name in columns:
+            if names.count(name) > 1:
+                raise SourceError(
+                    f"{source.path} has {names.count(name)} columns {name!r}: name all of them, "
+                    "each another, in `fields` of the source"
+                )
+        # By their numbers: names may differ in case alone, which Spark does not tell apart.
+        place = {name: f"c{names.index(name)}" for name in columns}
+        ddl = ", ".join([*(f"c{n} string" for n in range(len(names))), "_malformed string"])
         # RFC 4180: a quote within quotes is doubled. Spark's own escape is a backslash.
         options |= {"sep": source.separator, "quote": source.quote, "escape": source.quote}
-        parsed = F.from_csv("value", ddl, options)
+        parsed = F.from_csv("value", F.lit(ddl), options)
         if source.fields is None:
             lines = lines.where(F.col(LINE) > 0)
-    lines = once(lines.where(F.trim("value") != ""), "_fields", parsed)
-    kept = [F.col("_fields").getField(name).alias(name) for name in columns]
-    malformed = F.col("_fields").isNull() | F.col("_fields").getField(MALFORMED).isNotNull()
-    return lines.select(*kept, F.col("value").alias(RAW), SOURCE, LINE, malformed.alias(MALFORMED))
+    lines = _once(lines, "_fields", parsed)
+    kept = [F.col("_fields").getField(place[name]).alias(name) for name in columns]
+    malformed = F.col("_fields").isNull() | F.col("_fields").getField("_malformed").isNotNull()
+    # Of a row in another encoding each byte is kept as the character of its number.
+    bytes_as_text = F.decode(F.col("value").cast("binary"), "ISO-8859-1")
+    return lines.select(
+        *kept,
+        F.when(F.col(REASON).isNull(), F.col("value")).otherwise(bytes_as_text).alias(RAW),
+        SOURCE,
+        LINE,
+        F.coalesce(REASON, F.when(malformed, F.lit(MALFORMED))).alias(REASON),
+    )
 
 
-def once(df: DataFrame, name: str, column: Column) -> DataFrame:
+def _once(df: DataFrame, name: str, column: Column) -> DataFrame:
     """Add a column that is computed once a row, however many expressions and filters read it.
 
     Spark copies an expression to all its uses, which parses a line anew for each of its fields; it
     does not look through the generator that the column is put in here.
     """
     # Computed in a projection of its own, which Spark compiles; a generator's own input it may not.
-    made = df.withColumn("_once", column)
-    return made.withColumn(name, F.explode(F.array("_once"))).drop("_once")
+    made = df.withColumn("_made", column)
+    return made.withColumn(name, F.explode(F.array("_made"))).drop("_made")
 
 
-def _numbered(batch: DataFrame) -> DataFrame:
-    """Add each line's number in its file, exact however Spark cuts the file into blocks.
-
-    Within a block lines come in order, so their running ids count them; the numbers of lines in the
-    blocks before are summed from a first, cheap pass that yields one row a block.
-    """
-    running = batch.withColumn("_id", F.monotonically_increasing_id())
-    blocks = running.groupBy(SOURCE, _BLOCK).agg(
-        F.min("_id").alias("_first"), F.count("*").alias("_lines")
-    )
-    before = Window.partitionBy(SOURCE).orderBy(_BLOCK).rowsBetween(Window.unboundedPreceding, -1)
-    offsets = blocks.select(
-        SOURCE,
-        _BLOCK,
-        (F.coalesce(F.sum("_lines").over(before), F.lit(0)) - F.col("_first")).alias("_offset"),
-    )
-    numbered = running.join(F.broadcast(offsets), [SOURCE, _BLOCK])
-    return numbered.select("value", SOURCE, (F.col("_id") + F.col("_offset")).alias(LINE))
-
-
-def _header(lines: DataFrame, source: Source) -> list[str]:
+def _header(heads: dict[str, str], source: Source) -> list[str]:
     """Return the column names that the first line of every file agrees on."""
-    heads = (
-        lines.where(F.col(LINE) == 0)
-        .groupBy("value")
-        .agg(F.min(SOURCE).alias("file"))
-        .orderBy("value")
-        .limit(2)
-        .collect()
-    )
-    if len(heads) > 1:
-        raise SourceError(
-            f"files of one source have different headers: {heads[0]['file']} has "
-            f"{heads[0]['value']!r}, {heads[1]['file']} has {heads[1]['value']!r}; "
-            "give them as two sources, or name the columns in `fields`"
-        )
     if not heads:
         raise SourceError(f"{source.path} holds no lines; its header was expected")
-    text = heads[0]["value"].lstrip("\ufeff")
+    files = sorted(heads)
+    for file in files[1:]:
+        if heads[file] != heads[files[0]]:
+            raise SourceError(
+                f"files of one source have different headers: {files[0]} has "
+                f"{heads[files[0]]!r}, {file} has {heads[file]!r}; "
+                "give them as two sources, or name the columns in `fields`"
+            )
+    text = heads[files[0]].lstrip("\ufeff")
+    for sign, what in (("PK\x03\x04", "a zip file"), ("\x1f", "a packed file"), ("\0", "UTF-16")):
+        if sign in text[:64]:
+            raise SourceError(
+                f"{files[0]} looks like {what}: save it as plain UTF-8, or as .gz or .bz2 by name"
+            )
     if len(source.separator) > 1:
+        return [name.strip().strip(source.quote) for name in text.split(source.separator)]
+    if not source.quote:
         return [name.strip() for name in text.split(source.separator)]
-    return [name.strip() for name in next(csv.reader([text], delimiter=source.separator))]
+    parsed = csv.reader([text], delimiter=source.separator, quotechar=source.quote)
+    return [name.strip() for name in next(parsed)]
 
 
-def column_of(name: str) -> Column:
-    """Return the column of this very name, whatever characters it has."""
-    return F.col("`" + name.replace("`", "``") + "`")
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _parquet(
+    spark: SparkSession, source: Source, deliveries: Sequence[Delivered], columns: Sequence[str]
+) -> DataFrame:
+    """Return Parquet files whole, with what their folders say, their numbers and rows' places."""
+    paths = [literal(delivered.path) for delivered in deliveries]
+    schema = _schema_of(spark, source, paths, columns)
+    loaded = spark.read.schema(schema).parquet(*paths)
+    longs = {f.name for f in schema if isinstance(f.dataType, T.LongType)} & set(columns)
+    if longs:
+        times = longs & _in_nanoseconds(deliveries[0])
+        loaded = loaded.withColumns({n: F.timestamp_micros(micros_of(column_of(n))) for n in times})
+    missing = [name for name in columns if name not in loaded.columns]
+    given = [name for name in missing if any(name in d.partitions for d in deliveries)]
+    _require(columns, [*loaded.columns, *given], source)
+    loaded = loaded.select(
+        *[column_of(name) for name in loaded.columns],
+        F.col("_metadata.file_path").alias(_URI),
+        F.col("_metadata.row_index").alias(LINE),
+    )
+    if not given and len(deliveries) == 1:
+        return loaded.drop(_URI).withColumn(SOURCE, F.lit(deliveries[0].source))
+    rows = [(d.uri, d.source, *(d.partitions.get(name) for name in given)) for d in deliveries]
+    fields = [
+        (_URI, T.StringType()),
+        (SOURCE, T.IntegerType()),
+        *((n, T.StringType()) for n in given),
+    ]
+    table = T.StructType([T.StructField(name, kind) for name, kind in fields])
+    return loaded.join(F.broadcast(spark.createDataFrame(rows, table)), _URI).drop(_URI)
+
+
+def _in_nanoseconds(delivered: Delivered) -> set[str]:
+    """Return the columns that are times in nanoseconds, as pandas writes them: numbers to Spark."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fs, path = filesystem(delivered.path)
+    with fs.open(path, "rb") as file:
+        schema = pq.read_schema(file)
+    return {f.name for f in schema if pa.types.is_timestamp(f.type) and f.type.unit == "ns"}
+
+
+def micros_of(nanoseconds: Column) -> Column:
+    """Return whole microseconds as bigint, of which a double would not hold all digits."""
+    rest = F.pmod(nanoseconds, F.lit(1000))
+    return ((nanoseconds - rest) / F.lit(1000)).cast("bigint")
+
+
+def _schema_of(
+    spark: SparkSession, source: Source, paths: Sequence[str], columns: Sequence[str]
+) -> T.StructType:
+    """Return the columns of all files; what only some of them have is null in the others."""
+    try:
+        return spark.read.option("mergeSchema", "true").parquet(*paths).schema
+    except (PySparkException, Py4JJavaError) as error:
+        if "CANNOT_MERGE" not in str(error):
+            raise
+    # Files differ in a column's type. Those that nobody asks for do not matter.
+    kinds: dict[str, tuple[T.DataType, str]] = {}
+    for path in paths:
+        for kept in spark.read.parquet(path).schema:
+            if kept.name not in columns:
+                continue
+            kind, file = kinds.setdefault(kept.name, (kept.dataType, path))
+            if kind != kept.dataType:
+                raise SourceError(
+                    f"column {kept.name!r} is {kind.simpleString()} in {file} and "
+                    f"{kept.dataType.simpleString()} in {path}: give them as two sources, or write "
+                    "one of them anew"
+                )
+    return T.StructType([T.StructField(name, kind) for name, (kind, _) in kinds.items()])
+
+
+def _added(spark: SparkSession, source: Source, delivered: Delivered, work: str) -> DataFrame:
+    """Return the rows that a Delta table got since the version before, each with a number."""
+    reader = spark.read.format("delta").option("versionAsOf", delivered.version)
+    loaded = reader.load(delivered.path)
+    if delivered.since is not None:
+        loaded = _between(spark, source, delivered, work)
+    # A Delta table does not number its rows: a hash of the row breaks ties of time instead.
+    hashed = [
+        F.to_json(column_of(field.name))
+        if isinstance(field.dataType, T.MapType | T.ArrayType | T.StructType)
+        else column_of(field.name).cast("string")
+        for field in loaded.schema
+    ]
+    marked = [F.coalesce(column, F.lit("\0")) for column in hashed]
+    number = F.xxhash64(*marked).bitwiseAND(2**63 - 1)
+    return loaded.select(
+        *[column_of(name) for name in loaded.columns],
+        number.alias(LINE),
+        F.lit(delivered.source).alias(SOURCE),
+    )
+
+
+def _between(spark: SparkSession, source: Source, delivered: Delivered, work: str) -> DataFrame:
+    """Return the rows appended after one version of a Delta table up to another.
+
+    A stream of the table's commits writes them to ``work``, from where they are read as often as
+    one likes; Delta has no other way to read them that every table allows.
+    """
+    assert delivered.since is not None
+    options = {"startingVersion": str(delivered.since + 1)}
+    if source.changes == "skip":
+        options["skipChangeCommits"] = "true"
+    stream = spark.readStream.format("delta").options(**options).load(delivered.path)
+    schema = stream.schema
+    folder, checkpoint = join(work, "rows"), join(work, "checkpoint")
+    written = stream.writeStream.format("parquet").option("checkpointLocation", checkpoint)
+    query = written.option("path", folder).trigger(availableNow=True).start()
+    try:
+        query.awaitTermination()
+    except PySparkException as error:
+        raise _explained(error, delivered) from error
+    if not exists(folder):  # no commit in between has added a row
+        return spark.createDataFrame([], schema)
+    return spark.read.schema(schema).parquet(folder)
+
+
+def _explained(error: PySparkException, delivered: Delivered) -> Exception:
+    text = str(error)
+    if "IGNORE_CHANGES" in text or "IGNORE_DELETE" in text or "SOURCE_TABLE" in text:
+        return SourceError(
+            f"{delivered.path} was changed or had rows deleted after version {delivered.since}, "
+            "and events are only ever added: say `changes: skip` of the source, which passes such "
+            "commits over"
+        )
+    if "SCHEMA" in text or "COLUMN_MAPPING" in text:
+        return SourceError(
+            f"{delivered.path} had columns renamed, dropped or changed after version "
+            f"{delivered.since}: give the lake another root, which reads the table whole"
+        )
+    return error
+
+
+def _table_rows(
+    loaded: DataFrame,
+    source: Source,
+    columns: Sequence[str],
+    nested: Sequence[str],
+    numbers: Sequence[str],
+) -> DataFrame:
+    data = [name for name in loaded.columns if name not in (SOURCE, LINE)]
+    _require(columns, data, source)
+    kinds = {field.name: field.dataType for field in loaded.schema}
+    kept = [
+        _as_text(name, kinds[name], source, name in nested, name in numbers).alias(name)
+        for name in columns
+    ]
+    bad = [
+        ~F.is_valid_utf8(column_of(name).cast("string"))
+        for name in columns
+        if isinstance(kinds[name], T.BinaryType)
+    ]
+    any_bad = reduce(Column.__or__, bad, F.lit(False))
+    return loaded.select(
+        *kept,
+        F.to_json(F.struct(*map(column_of, data))).alias(RAW),
+        SOURCE,
+        LINE,
+        F.when(any_bad, F.lit(BAD_ENCODING)).alias(REASON),
+    )
+
+
+#: Whole numbers that a floating-point type holds are exact up to here.
+_EXACT: dict[type[T.DataType], float] = {T.DoubleType: 2.0**53, T.FloatType: 2.0**24}
+
+
+def _as_text(
+    name: str, kind: T.DataType, source: Source, may_nest: bool, nan_is_a_value: bool
+) -> Column:
+    """Return a typed column as text; times stay times.
+
+    Whole floating-point numbers are written as integers: pandas turns integers beside a missing one
+    into such.
+    """
+    column = column_of(name)
+    if isinstance(kind, T.TimestampType | T.TimestampNTZType | T.DateType):
+        return column.cast("timestamp")
+    if type(kind) in _EXACT:
+        whole = (column == F.floor(column)) & (F.abs(column) <= _EXACT[type(kind)])
+        text = F.when(whole, column.cast("bigint").cast("string")).otherwise(column.cast("string"))
+        return text if nan_is_a_value else F.when(~F.isnan(column), text)
+    if isinstance(kind, T.BinaryType):
+        return F.try_validate_utf8(column.cast("string"))
+    if not isinstance(kind, T.ArrayType | T.MapType | T.StructType):
+        return column.cast("string")
+    if may_nest:
+        return F.to_json(column)
+    raise SourceError(
+        f"column {name!r} of {source.path} is {kind.simpleString()}, where a text or a number is "
+        "needed: name another column, or write one of its fields to a column of its own"
+    )
 
 
 def moment_of(moment: datetime) -> Column:

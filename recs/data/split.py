@@ -2,20 +2,104 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from recs.config import Split
+from recs.config import Events, Split
 from recs.data.sources import moment_of
+from recs.errors import UserError
 from recs.schema import EVENT_ORDER
+
+#: Items whose ids are sent to every task, some 60 bytes each; more are joined by a shuffle of all
+#: events, skewed by how popular items are.
+_MAX_BROADCAST = 5_000_000
+
+
+class SplitError(UserError):
+    """Settings under which no interaction is left, or that events do not go with."""
+
+
+def weighted(events: DataFrame, settings: Events) -> DataFrame:
+    """Return events with what the settings make of them: event_type, weight and polarity.
+
+    An event without a type is of the default type, one without a value has the value 1. ``weight``
+    is the value times its type's weight, ``positive`` whether the type's polarity is.
+
+    Parameters
+    ----------
+    events
+        Table ``events``.
+    settings
+        Weights and polarities of the types; an event of another type is an error in the task, which
+        :func:`telling_unknown_types` tells.
+    """
+    kind = F.coalesce("event_type", F.lit(settings.default_type))
+    unknown = F.raise_error(F.concat(F.lit(_UNKNOWN), kind, F.lit(_UNKNOWN_MEND)))
+    factor, positive = unknown.cast("double"), F.lit(None).cast("boolean")
+    for name, event_type in settings.types.items():
+        factor = F.when(kind == name, F.lit(event_type.weight)).otherwise(factor)
+        positive = F.when(kind == name, event_type.polarity == "positive").otherwise(positive)
+    return events.withColumns(
+        {
+            "event_type": kind,
+            "weight": F.coalesce("value", F.lit(1.0)) * factor,
+            "positive": positive,
+        }
+    )
+
+
+_UNKNOWN = "table events holds events of type "
+_UNKNOWN_MEND = ", which events.types no longer lists: give the type a weight and a polarity there"
+
+
+@contextmanager
+def telling_unknown_types() -> Iterator[None]:
+    """Tell an event type that the settings lack as a user's mistake.
+
+    Raises
+    ------
+    SplitError
+        With the type.
+    """
+    try:
+        yield
+    except PySparkException as error:
+        told = re.search(f"{_UNKNOWN}.*{_UNKNOWN_MEND}", str(error))
+        if told is None:
+            raise
+        raise SplitError(told.group()) from error
+
+
+def require_some(num_events: int, split: Split) -> None:
+    """Say why no interaction is left.
+
+    Raises
+    ------
+    SplitError
+        With the settings that may be at fault.
+    """
+    if not num_events:
+        raise SplitError("table events holds no event: deliver some, and run ingest again")
+    raise SplitError(
+        f"split.min_user_events={split.min_user_events}, "
+        f"split.min_item_events={split.min_item_events} leave none of {num_events:,} events: lower "
+        "them"
+    )
 
 
 def interactions(
     events: DataFrame,
+    order_of_sources: DataFrame,
     user_ids: DataFrame,
     item_ids: DataFrame,
     split: Split,
     *,
+    num_items: int,
     hold_out: bool,
     files_give_validation: bool,
     seed: int,
@@ -28,31 +112,55 @@ def interactions(
 
     Parameters
     ----------
-    events, user_ids, item_ids
+    events
+        Of :func:`weighted`.
+    order_of_sources
+        Of :func:`recs.data.files.order_of_sources`.
+    user_ids, item_ids
         The tables.
     split
         How to split; see :class:`recs.config.Split`.
+    num_items
+        Rows of ``item_ids``.
     hold_out
         False puts everything in ``train`` (mode ``serve``).
     files_give_validation
         Whether an event source is held out as validation (method ``files``).
     seed
-        Of the random choices, which depend on it and on ids as delivered alone.
+        Of the random choices, which depend on it and on events as delivered alone.
     """
-    kept = events.join(user_ids.select("user", "user_id"), "user")
-    kept = kept.join(item_ids.select("item", "item_id"), "item")
+    known_items = item_ids.select("item", "item_id")
+    if num_items <= _MAX_BROADCAST:
+        known_items = F.broadcast(known_items)
+    kept = events.join(F.broadcast(order_of_sources), "source").join(known_items, "item")
+    # The one exchange: windows are by (user_id, user), which rows that a user shares fulfil.
+    kept = kept.join(user_ids.select("user", "user_id"), "user")
     kept = _cap(kept, split)
     kept = _merge_repeats(kept) if split.repeats == "merge" else kept
     kept = _k_core(kept, split.min_user_events, split.min_item_events)
-    order = Window.partitionBy("user_id").orderBy(*EVENT_ORDER)
+    order = Window.partitionBy(*_USER).orderBy(*EVENT_ORDER)
     kept = kept.withColumn("sequence", F.row_number().over(order) - 1)
     if hold_out:
         kept = _hold_out(kept, split, files_give_validation, seed)
     else:
         kept = kept.withColumn("split", F.lit("train"))
     return kept.select(
-        "user_id", "item_id", "sequence", "timestamp", "event_type", "weight", "positive", "split"
+        "user_id",
+        "item_id",
+        "sequence",
+        "timestamp",
+        "event_type",
+        "weight",
+        "positive",
+        "split",
+        "event_id",
+        "context",
     )
+
+
+#: As rows lie after they were joined with their users' numbers, by id; and in the order of numbers,
+#: so that the table is written user by user.
+_USER = ("user_id", "user")
 
 
 def is_per_user(split: Split) -> bool:
@@ -70,11 +178,10 @@ def _cap(events: DataFrame, split: Split) -> DataFrame:
     if split.max_user_events is None:
         return events
     if split.over_cap == "drop":
-        counts = events.groupBy("user_id").agg(F.count("*").alias("_n"))
-        over = counts.where(F.col("_n") > split.max_user_events).select("user_id")
-        return events.join(over, "user_id", "left_anti")
+        count = F.count("*").over(Window.partitionBy(*_USER))
+        return events.withColumn("_n", count).where(F.col("_n") <= split.max_user_events).drop("_n")
     newest = [F.desc(column) for column in EVENT_ORDER]
-    rank = F.row_number().over(Window.partitionBy("user_id").orderBy(*newest))
+    rank = F.row_number().over(Window.partitionBy(*_USER).orderBy(*newest))
     return (
         events.withColumn("_rank", rank)
         .where(F.col("_rank") <= split.max_user_events)
@@ -84,7 +191,7 @@ def _cap(events: DataFrame, split: Split) -> DataFrame:
 
 def _merge_repeats(events: DataFrame) -> DataFrame:
     """Keep the last of a user's events of an item and polarity, with the sum of their weights."""
-    pair = Window.partitionBy("user_id", "item_id", "positive")
+    pair = Window.partitionBy(*_USER, "item_id", "positive")
     last = F.row_number().over(pair.orderBy(*[F.desc(column) for column in EVENT_ORDER]))
     # Summed in event order, so that the rounding of the sum is the same under any partitioning.
     whole = (Window.unboundedPreceding, Window.unboundedFollowing)
@@ -141,7 +248,7 @@ def _hold_out(kept: DataFrame, split: Split, files_give_validation: bool, seed: 
 
 def _leave_one_out(kept: DataFrame) -> DataFrame:
     """Cut a user's history at its last two positive events; fewer than three are all training."""
-    user = Window.partitionBy("user_id")
+    user = Window.partitionBy(*_USER)
     sequence = F.when(F.col("positive"), F.col("sequence"))
     kept = kept.withColumns(
         {"_last": F.max(sequence).over(user), "_n": F.count(sequence).over(user)}
@@ -158,9 +265,9 @@ def _random(seed: int, among: Column, sizes: dict[str, int]) -> Column:
 
     At least one stays in training: users with fewer than that have all of theirs there.
     """
-    draw = F.xxhash64(F.lit(seed), "user", "item", "sequence")
-    group = Window.partitionBy("user_id", among)
-    place = F.row_number().over(group.orderBy(draw, "item", "sequence"))
+    draw = F.xxhash64(F.lit(seed), "event_id")
+    group = Window.partitionBy(*_USER, among)
+    place = F.row_number().over(group.orderBy(draw, "event_id"))
     enough = F.count("*").over(group) > sum(sizes.values())
     label = F.when(~(among & enough), "train")
     upto = 0

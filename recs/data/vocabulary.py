@@ -5,11 +5,13 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from recs.errors import UserError
+
 _BUCKETS = 256
 _MAX_ID = 2**31 - 1
 
 
-class VocabularyFull(ValueError):
+class VocabularyFull(UserError):
     """More ids than a 32-bit integer numbers."""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from recs.sampling import hash_bits, hash_stream
+from recs.sampling.hashing import BOOTSTRAP, hash_bits, hash_stream
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -44,7 +44,7 @@ Sums = dict[tuple[int, int], np.ndarray]
 def _weights(user_ids: np.ndarray, replicates: int, seed: int, table: np.ndarray) -> np.ndarray:
     weights = np.ones((user_ids.size, replicates + 1))
     for u in range(user_ids.size):
-        stream = hash_stream(seed, user_ids[u])
+        stream = hash_stream(seed, BOOTSTRAP, user_ids[u])
         for r in range(0, replicates, 4):  # four weights of 16 bits a hash
             bits = hash_bits(stream, r)
             for n in range(r, min(r + 4, replicates)):

@@ -5,7 +5,7 @@ ranked, at positions p_1 < p_2 < … < p_n (1 is best); T − n were not and cou
 the length of the list looked at, ``inf`` for the whole of it. All metrics are in [0, 1], and a user
 without any ranked target has 0 in each.
 
-Positions come from ranks by :func:`positions_of`, which settles equal scores.
+Equal scores leave positions open: :data:`TIES` has two ways to settle them.
 
 The functions are compiled by numba and are what the Spark jobs run; ``positions`` is float64[n],
 ascending.
@@ -16,59 +16,55 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from recs.evaluation.ties import (
+    TieGroups,
+    expected_gain,
+    expected_hit_rate,
+    expected_hits,
+    expected_precisions,
+    expected_reciprocal_rank,
+    num_sums,
+    running_sums,
+    tie_groups,
+)
+
 #: Of :func:`user_metrics`, in the order of its columns.
 AT_K = ("hr", "recall", "precision", "ndcg", "map", "mrr")
 
-#: How candidates of the target's score count: all of them before it, or half of them.
-TIES = {"against": 1.0, "half": 0.5}
+#: How candidates of the target's score count: ``against`` the model places all of them before it;
+#: ``random`` gives the expectation of each metric over all orders of equal scores
+#: (:mod:`recs.evaluation.ties`). Most papers say nothing of ties; their code leaves equal scores in
+#: the order that its sort happens to give, often with the target first.
+TIES = ("against", "random")
 
 
 @njit(cache=True, nogil=True)
-def positions_of(ranks: np.ndarray, ties: np.ndarray, share: float) -> np.ndarray:
-    """Return the positions of one user's targets in the list, ties settled.
-
-    Of the candidates that score the same as a target and are no targets themselves, ``share`` are
-    placed before it: all of them (1.0, ties count against the model) or half (0.5, which may end
-    between two places, and is within the first k as long as it lies before place k + 1). Targets
-    that score the same as each other take places one after the other.
-
-    Parameters
-    ----------
-    ranks, ties : int64[n]
-        Of the ranked targets, ranks ascending: 1 + candidates scored above; other candidates
-        scored the same, other targets included.
-    share
-        A value of :data:`TIES`.
-
-    Returns
-    -------
-    float64[n]
+def last_positions(groups: TieGroups) -> np.ndarray:
+    """Return the positions of the measured targets if each tie group has them in its last places.
 
     Examples
     --------
-    One target with three others of its score, two above: it is somewhere from 3 to 6.
-
-    >>> rank, ties = np.array([3]), np.array([3])
-    >>> positions_of(rank, ties, 1.0), positions_of(rank, ties, 0.5)
-    (array([6.]), array([4.5]))
-
     Two targets and one more candidate share the first three places: that one comes first.
 
-    >>> positions_of(np.array([1, 1, 9]), np.array([2, 2, 0]), 1.0)
+    >>> last_positions(tie_groups(np.array([1, 1, 9]), np.array([2, 2, 0]), np.ones(3, np.bool_)))
     array([2., 3., 9.])
     """
-    positions = np.empty(ranks.size)
-    start = 0
-    while start < ranks.size:
-        stop = start + 1
-        while stop < ranks.size and ranks[stop] == ranks[start]:
-            stop += 1
-        # Never below 0: ranks of targets that were not candidates for each other need not add up.
-        others = max(ties[start] - (stop - start - 1), 0)
-        for j in range(start, stop):
-            positions[j] = ranks[start] + share * others + (j - start)
-        start = stop
+    positions = np.empty(groups.targets.sum())
+    end = 0
+    for g in range(groups.first.size):
+        for left in range(groups.targets[g], 0, -1):
+            positions[end] = groups.first[g] + groups.places[g] - left
+            end += 1
     return positions
+
+
+@njit(cache=True, nogil=True)
+def num_within(positions: np.ndarray, k: float) -> int:
+    """Return how many positions are within the first k."""
+    count = 0
+    while count < positions.size and positions[count] <= k:
+        count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -78,7 +74,7 @@ def hit_rate(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> hit_rate(np.array([3.0, 8.0]), 2, 3), hit_rate(np.array([3.0, 8.0]), 2, 2)
     (1.0, 0.0)
     """
-    return 1.0 if positions.size > 0 and positions[0] < k + 1 else 0.0
+    return 1.0 if num_within(positions, k) > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -88,7 +84,7 @@ def recall(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> recall(np.array([1.0, 3.0, 8.0]), 4, 5)
     0.5
     """
-    return float(np.sum(positions < k + 1) / num_targets)
+    return num_within(positions, k) / num_targets
 
 
 @njit(cache=True, nogil=True)
@@ -100,7 +96,7 @@ def precision(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> precision(np.array([1.0, 3.0, 8.0]), 4, 5)
     0.4
     """
-    return float(np.sum(positions < k + 1) / k)
+    return num_within(positions, k) / k
 
 
 @njit(cache=True, nogil=True)
@@ -115,13 +111,19 @@ def ndcg(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> round(ndcg(np.array([1.0, 3.0]), 2, 10), 5)
     0.91972
     """
-    gain, ideal = 0.0, 0.0
-    for p in positions:
-        if p < k + 1:
-            gain += 1.0 / np.log2(1.0 + p)
+    gain = 0.0
+    for j in range(num_within(positions, k)):
+        gain += 1.0 / np.log2(1.0 + positions[j])
+    return gain / ideal_gain(num_targets, k)
+
+
+@njit(cache=True, nogil=True)
+def ideal_gain(num_targets: int, k: float) -> float:
+    """Return the DCG@k of a list that starts with all targets."""
+    ideal = 0.0
     for j in range(1, int(min(float(num_targets), k)) + 1):
         ideal += 1.0 / np.log2(1.0 + j)
-    return gain / ideal
+    return ideal
 
 
 @njit(cache=True, nogil=True)
@@ -134,9 +136,8 @@ def average_precision(positions: np.ndarray, num_targets: int, k: float) -> floa
     0.83333
     """
     total = 0.0
-    for j in range(positions.size):
-        if positions[j] < k + 1:
-            total += (j + 1) / positions[j]
+    for j in range(num_within(positions, k)):
+        total += (j + 1) / positions[j]
     return total / min(float(num_targets), k)
 
 
@@ -147,7 +148,7 @@ def reciprocal_rank(positions: np.ndarray, num_targets: int, k: float) -> float:
     >>> reciprocal_rank(np.array([4.0, 5.0]), 2, 10), reciprocal_rank(np.array([4.0]), 1, 3)
     (0.25, 0.0)
     """
-    return 1.0 / positions[0] if positions.size > 0 and positions[0] < k + 1 else 0.0
+    return 1.0 / positions[0] if num_within(positions, k) > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -177,6 +178,18 @@ def auc(negatives_above: np.ndarray, num_targets: int, num_negatives: int) -> fl
 
 
 @njit(cache=True, nogil=True)
+def _negatives_above(groups: TieGroups, share: float) -> np.ndarray:
+    """Return the non-targets before each measured target, ``share`` of those of its score."""
+    above = np.empty(groups.targets.sum())
+    end = 0
+    for g in range(groups.first.size):
+        for _ in range(groups.targets[g]):
+            above[end] = groups.first[g] - 1 - groups.ahead[g] + share * groups.others[g]
+            end += 1
+    return above
+
+
+@njit(cache=True, nogil=True)
 def user_metrics(
     offsets: np.ndarray,
     ranks: np.ndarray,
@@ -184,9 +197,9 @@ def user_metrics(
     candidates: np.ndarray,
     counted: np.ndarray,
     ks: np.ndarray,
-    share: float,
+    random: bool,
 ) -> np.ndarray:
-    """Return all metrics of a block of users.
+    """Return all metrics of a block of users, over several selections of their targets.
 
     Parameters
     ----------
@@ -194,41 +207,84 @@ def user_metrics(
         User b's targets are ``offsets[b]:offsets[b + 1]``, in any order.
     ranks, ties, candidates : int64[T]
         As in table ranks; rank 0 where the target was not ranked.
-    counted : bool[T]
-        Targets that are measured; the others only take up their places, before those of the same
-        score that are measured.
+    counted : bool[S, T]
+        Targets that each selection measures; the others only take up their places. Of equal scores
+        they come before those that are measured, or at random as all do.
     ks : float64[K]
         Lengths of the list, inf for the whole.
-    share
-        A value of :data:`TIES`.
+    random
+        Whether ties are settled at ``random``, not ``against`` the model; see :data:`TIES`.
 
     Returns
     -------
-    float64[B, 6K + 1]
-        For each k the metrics of :data:`AT_K`, then AUC; 0 for a user without counted targets.
+    float64[B, S, 6K + 1]
+        For each k the metrics of :data:`AT_K`, then AUC; 0 for a user without such targets.
     """
     num_users = offsets.size - 1
-    out = np.zeros((num_users, 6 * ks.size + 1))
+    out = np.zeros((num_users, counted.shape[0], 6 * ks.size + 1))
+    sums = running_sums(0)
     for u in range(num_users):
         start, stop = offsets[u], offsets[u + 1]
-        keys = 2 * ranks[start:stop] + counted[start:stop]
-        order = start + np.argsort(keys, kind="mergesort")
+        order = start + np.argsort(ranks[start:stop], kind="mergesort")
         order = order[ranks[order] > 0]
-        everywhere = positions_of(ranks[order], ties[order], share)
-        chosen = np.flatnonzero(counted[order])
-        positions = everywhere[chosen]
-        num_targets = np.sum(counted[start:stop])
-        if num_targets == 0:
-            continue
+        ranked, tied = ranks[order], ties[order]
         longest = candidates[start:stop].max()
-        for n in range(ks.size):
-            k, at = ks[n], 6 * n
-            out[u, at] = hit_rate(positions, num_targets, k)
-            out[u, at + 1] = recall(positions, num_targets, k)
-            length = k if k < np.inf else float(max(longest, 1))
-            out[u, at + 2] = precision(positions, num_targets, length)
-            out[u, at + 3] = ndcg(positions, num_targets, k)
-            out[u, at + 4] = average_precision(positions, num_targets, k)
-            out[u, at + 5] = reciprocal_rank(positions, num_targets, k)
-        out[u, 6 * ks.size] = auc(positions - 1.0 - chosen, num_targets, longest - order.size)
+        for s in range(counted.shape[0]):
+            num_targets = np.sum(counted[s, start:stop])
+            if num_targets == 0:
+                continue
+            groups = tie_groups(ranked, tied, counted[s][order])
+            row = out[u, s]
+            share = 0.5 if random else 1.0
+            above = _negatives_above(groups, share)
+            row[6 * ks.size] = auc(above, num_targets, longest - order.size)
+            if random and np.any(groups.places > groups.targets):
+                if num_sums(groups) >= sums.shape[0]:
+                    sums = running_sums(2 * num_sums(groups))
+                _expect(groups, num_targets, longest, ks, sums, row)
+            else:
+                _measure(last_positions(groups), num_targets, longest, ks, row)
     return out
+
+
+@njit(cache=True, nogil=True)
+def _length(k: float, longest: int) -> float:
+    """Return the length of the list that precision is over."""
+    return k if k < np.inf else float(max(longest, 1))
+
+
+@njit(cache=True, nogil=True)
+def _measure(
+    positions: np.ndarray, num_targets: int, longest: int, ks: np.ndarray, row: np.ndarray
+) -> None:
+    """Fill a row with the metrics at each k of targets whose positions are settled."""
+    for n in range(ks.size):
+        k, at = ks[n], 6 * n
+        row[at] = hit_rate(positions, num_targets, k)
+        row[at + 1] = recall(positions, num_targets, k)
+        row[at + 2] = precision(positions, num_targets, _length(k, longest))
+        row[at + 3] = ndcg(positions, num_targets, k)
+        row[at + 4] = average_precision(positions, num_targets, k)
+        row[at + 5] = reciprocal_rank(positions, num_targets, k)
+
+
+@njit(cache=True, nogil=True)
+def _expect(
+    groups: TieGroups,
+    num_targets: int,
+    longest: int,
+    ks: np.ndarray,
+    sums: np.ndarray,
+    row: np.ndarray,
+) -> None:
+    """Fill a row with the expectations at each k over the orders of equal scores."""
+    for n in range(ks.size):
+        k, at = ks[n], 6 * n
+        hits = expected_hits(groups, k)
+        row[at] = expected_hit_rate(groups, k)
+        row[at + 1] = hits / num_targets
+        row[at + 2] = hits / _length(k, longest)
+        row[at + 3] = expected_gain(groups, k, sums) / ideal_gain(num_targets, k)
+        total = expected_precisions(groups, k, sums)
+        row[at + 4] = total / min(float(num_targets), k)
+        row[at + 5] = expected_reciprocal_rank(groups, k, sums)

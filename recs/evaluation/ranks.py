@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,18 +23,48 @@ METRICS = (
 )
 DIFFERENCES = METRICS.replace("model string", "model string, baseline string")
 
-#: Slices of users, as unions of the cells that are summed: users whose history is empty, short,
-#: long.
-_USER_SLICES = {"all": (0, 1, 2), "cold": (0,), "warm": (1, 2), "short": (1,), "long": (2,)}
 _KEYS = ("model", "protocol", "split")
-#: What is gathered of each target.
-_COLUMNS = {
-    "rank": "bigint",
-    "ties": "bigint",
-    "candidates": "bigint",
-    "history_length": "int",
-    "head": "int",
-}
+#: Cells of users by the length of their history, which are summed apart.
+_EMPTY, _SHORT, _LONG = range(3)
+
+
+class Slice(NamedTuple):
+    """Users, or targets, that metrics are over.
+
+    Attributes
+    ----------
+    name
+        As table metrics has it.
+    cells
+        Cells of the users.
+    column, value
+        The boolean column of ranks that says which targets are measured, and what it is for them;
+        no column where all are.
+    """
+
+    name: str
+    cells: tuple[int, ...] = (_EMPTY, _SHORT, _LONG)
+    column: str | None = None
+    value: bool = True
+
+    @property
+    def needs(self) -> str | None:
+        """The column of ranks without which there is no such slice."""
+        of_users = len(self.cells) < 3
+        return "history_length" if of_users else self.column
+
+
+SLICES = (
+    Slice("all"),
+    Slice("cold", cells=(_EMPTY,)),
+    Slice("warm", cells=(_SHORT, _LONG)),
+    Slice("short", cells=(_SHORT,)),
+    Slice("long", cells=(_LONG,)),
+    Slice("head", column="head"),
+    Slice("tail", column="head", value=False),
+    Slice("repeat", column="repeat"),
+    Slice("new", column="repeat", value=False),
+)
 
 #: (model, protocol, split, slice)
 Key = tuple[str, str, str, str]
@@ -104,20 +134,21 @@ def sum_ranks(
     Metrics are those of :mod:`recs.evaluation.metrics`, at each k and for the whole list, and AUC.
     Every user with a target counts, also one for whom nothing was ranked.
 
-    Slices: ``all``; by history_length, where ranks have it, ``cold`` (none), ``warm`` (some),
-    ``short`` (some, below ``long_history``) and ``long``; by the target, where ranks have head,
-    ``head`` and ``tail``: metrics over the user's targets of that kind alone, which come after the
-    user's other targets of the same score.
+    Slices, of :data:`SLICES` those whose column the ranks have: ``all``; by history_length
+    ``cold`` (none), ``warm`` (some), ``short`` (some, below ``long_history``) and ``long``; by the
+    target, metrics over the user's targets of that kind alone: by head ``head`` and ``tail``; by
+    repeat ``repeat`` (items that the user already had in the splits fitted on) and ``new``. With
+    ties against the model they come after the user's other targets of the same score.
 
     Parameters
     ----------
     ranks
         model, protocol, split, user_id, rank (null: not ranked), ties, candidates; perhaps
-        history_length and head.
+        history_length, head and repeat.
     ks
         Lengths of the list.
     ties
-        ``against`` the model or ``half``; see :func:`recs.evaluation.metrics.positions_of`.
+        ``against`` the model or at ``random``; see :data:`recs.evaluation.metrics.TIES`.
     replicates
         Of the bootstrap.
     seed
@@ -139,18 +170,22 @@ def sum_ranks(
     needed = {*_KEYS, "user_id", "rank", "ties", "candidates"}
     if not needed <= set(ranks.columns):
         raise ValueError(f"ranks lack column {', '.join(sorted(needed - set(ranks.columns)))}")
-    by_history, by_target = "history_length" in ranks.columns, "head" in ranks.columns
+    slices = [part for part in SLICES if part.needs is None or part.needs in ranks.columns]
+    selections = list(dict.fromkeys((part.column, part.value) for part in slices))
+    flags = sorted({column for column, _ in selections if column})
     lengths = np.array([*ks, np.inf])
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         totals = Totals(replicates, seed)
         for batch in batches:
-            values, history_length = _measure(batch, lengths, TIES[ties], by_target)
+            values = _measure(batch, lengths, ties == "random", selections)
+            history_length = _first(batch, "history_length")
             cells = np.digitize(history_length, [1, max(long_history, 1)])
             codes, users = batch.column("group").to_numpy(), batch.column("user_id").to_numpy()
             totals.add(users, codes, cells, values)
         yield from totals.rows()
 
+    by_history = "history_length" in ranks.columns
     numbers = ranks.select(
         *_KEYS,
         "user_id",
@@ -158,54 +193,59 @@ def sum_ranks(
         F.col("ties").cast("bigint").alias("ties"),
         F.col("candidates").cast("bigint").alias("candidates"),
         (F.col("history_length") if by_history else F.lit(0)).cast("int").alias("history_length"),
-        (F.coalesce("head", F.lit(False)) if by_target else F.lit(False)).cast("int").alias("head"),
+        *(F.coalesce(name, F.lit(False)).cast("int").alias(name) for name in flags),
     )
-    users, groups = by_user(numbers, _KEYS, _COLUMNS)
+    columns = {"rank": "bigint", "ties": "bigint", "candidates": "bigint", "history_length": "int"}
+    users, groups = by_user(numbers, _KEYS, columns | dict.fromkeys(flags, "int"))
     cells = total(users.mapInArrow(run, SUMS), replicates)
-    sums = _slices(cells, groups, by_history, by_target)
-    columns = tuple((name, k) for k in (*ks, None) for name in AT_K)
-    return RankTotals(sums, (*columns, ("auc", None)), ties)
+    sums = _slices(cells, groups, slices, selections)
+    measured = tuple((name, k) for k in (*ks, None) for name in AT_K)
+    return RankTotals(sums, (*measured, ("auc", None)), ties)
+
+
+def _first(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """Return the first entry of each user's array."""
+    lists = batch.column(name)
+    return lists.flatten().to_numpy()[offsets_of(lists.value_lengths().to_numpy())[:-1]]
 
 
 def _measure(
-    batch: pa.RecordBatch, ks: np.ndarray, share: float, by_target: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the users' values and history lengths.
-
-    The values are blocks of columns for all targets and, ``by_target``, head and tail targets: 1
-    where the user has such a target, then the metrics.
-    """
+    batch: pa.RecordBatch,
+    ks: np.ndarray,
+    random: bool,
+    selections: Sequence[tuple[str | None, bool]],
+) -> np.ndarray:
+    """Return the users' values, float64[B, ...]: for each selection of targets a block of columns,
+    1 where the user has such a target, then the metrics."""
     offsets = offsets_of(batch.column("rank").value_lengths().to_numpy())
-    ranks, ties, candidates, history, head = (
-        batch.column(name).flatten().to_numpy() for name in _COLUMNS
+    ranks, ties, candidates = (
+        batch.column(name).flatten().to_numpy() for name in ("rank", "ties", "candidates")
     )
-    chosen = [np.ones(head.size, bool)]
-    if by_target:
-        chosen += [head == 1, head == 0]
-    blocks = []
-    for counted in chosen:
-        some = np.add.reduceat(counted.astype(np.int64), offsets[:-1]) > 0
-        found = user_metrics(offsets, ranks, ties, candidates, counted, ks, share)
-        blocks += [some[:, None].astype(float), found]
-    return np.hstack(blocks), history[offsets[:-1]]
+    counted = np.ones((len(selections), ranks.size), bool)
+    for row, (column, value) in zip(counted, selections, strict=True):
+        if column:
+            row[:] = batch.column(column).flatten().to_numpy() == value
+    some = np.add.reduceat(counted, offsets[:-1], axis=1, dtype=np.int64) > 0
+    found = user_metrics(offsets, ranks, ties, candidates, counted, ks, random)
+    return np.concatenate([some.T[:, :, None], found], axis=2).reshape(offsets.size - 1, -1)
 
 
 def _slices(
-    cells: Sums, groups: list[Group], by_history: bool, by_target: bool
+    cells: Sums,
+    groups: list[Group],
+    slices: Sequence[Slice],
+    selections: Sequence[tuple[str | None, bool]],
 ) -> dict[Key, np.ndarray]:
     """Add cells up to slices of users, and cut the columns into slices of targets."""
     sums: dict[Key, np.ndarray] = {}
     for n, (model, protocol, split) in enumerate(groups):
-        for name, parts in _USER_SLICES.items():
-            there = [cells[n, part] for part in parts if (n, part) in cells]
-            if not there or not (by_history or name == "all"):
-                continue
-            blocks = np.split(np.sum(there, axis=0), 3 if by_target else 1)
-            sums[model, protocol, split, name] = blocks[0]
-            if name == "all" and by_target:
-                for kind, block in zip(("head", "tail"), blocks[1:], strict=True):
-                    if block[0, 0]:
-                        sums[model, protocol, split, kind] = block
+        for part in slices:
+            there = [cells[n, cell] for cell in part.cells if (n, cell) in cells]
+            if there:
+                blocks = np.split(np.sum(there, axis=0), len(selections))
+                block = blocks[selections.index((part.column, part.value))]
+                if block[0, 0]:
+                    sums[model, protocol, split, part.name] = block
     return sums
 
 

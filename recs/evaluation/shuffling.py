@@ -49,7 +49,7 @@ class Change:
 
 
 def shuffled(histories: DataFrame, shuffle: int, seed: int) -> DataFrame:
-    """Put the events of each history in an order drawn for the user, padding still on the left.
+    """Put the events of each history in an order drawn for the user.
 
     Parameters
     ----------
@@ -61,7 +61,6 @@ def shuffled(histories: DataFrame, shuffle: int, seed: int) -> DataFrame:
     events = F.transform(
         F.arrays_zip(*ARRAYS),
         lambda event, place: F.struct(
-            (event["items"] >= 0).alias("present"),
             F.xxhash64(F.lit(seed), F.lit(shuffle), F.col("user_id"), place).alias("key"),
             place.alias("place"),
             *(event[name].alias(name) for name in ARRAYS),

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from recs.sampling.groups import alias_table, drawable
+from recs.sampling.hashing import TRAINING_NEGATIVES
 from recs.settings import Strict
 
 #: Scores that a block of places has at once when hard negatives are looked for.
@@ -145,7 +146,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def random_bits(seed: int, step: int, numbers: Tensor, draws: Tensor) -> Tensor:
-    """Return 64 random bits for each place and draw.
+    """Return 64 random bits for each place and draw, hashed as in :mod:`recs.sampling.hashing`.
 
     Parameters
     ----------
@@ -161,6 +162,7 @@ def random_bits(seed: int, step: int, numbers: Tensor, draws: Tensor) -> Tensor:
     int64[M, K]
     """
     stream = _mix(torch.full((1,), seed, dtype=torch.int64, device=numbers.device) + _GOLDEN)
+    stream = _mix((stream ^ TRAINING_NEGATIVES) + _GOLDEN)
     stream = _mix((stream ^ step) + _GOLDEN)
     stream_M = _mix((stream ^ numbers) + _GOLDEN)
     return _mix((stream_M[:, None] ^ draws) + _GOLDEN)
@@ -382,10 +384,10 @@ class Popularity(_Counted):
     def __init__(self, num_items: int, seed: int, settings: _Drawn, weights: np.ndarray) -> None:
         super().__init__(num_items, seed, settings)
         weights = drawable(weights)
-        accept, alias = alias_table(weights)
-        self.register_buffer("alias_N", torch.from_numpy(alias).long(), persistent=False)
-        thresholds = torch.from_numpy((accept * 2.0**32).astype(np.int64))
-        self.register_buffer("thresholds_N", thresholds, persistent=False)
+        table = alias_table(weights)
+        alias, thresholds = (table & 0xFFFFFFFF).astype(np.int64), (table >> 32).astype(np.int64)
+        self.register_buffer("alias_N", torch.from_numpy(alias), persistent=False)
+        self.register_buffer("thresholds_N", torch.from_numpy(thresholds), persistent=False)
         self.register_buffer("log_q_N", _log_share(weights), persistent=False)
 
     def _items(self, bits_MK: Tensor, places: Places) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from recs.arrays.files import load_array, write_arrays, write_vectors
+from recs.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -108,5 +109,5 @@ def write_names(item_ids: DataFrame, folder: str, num_items: int) -> ItemNames:
 
     paths = write_arrays(item_ids.select("item_id", "item"), folder, arrays)
     if not paths:
-        raise ValueError("there are no items to name: run the stage vocabulary first")
+        raise UserError("there are no items to name: run the stage vocabulary first")
     return ItemNames(paths["name-offsets"], paths["names"])

@@ -10,6 +10,7 @@ from numba import njit
 
 from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import Lists
+from recs.errors import UserError
 from recs.ranking.scoring import BLOCK_SCORES, DenseScores, Scorer
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class EmbeddingScorer(Scorer):
             raise ValueError("histories lack column vector: embeddings score by users' vectors")
         width = histories.vectors.shape[1]  # 0 where no user of the batch has one
         if width not in (0, self.vectors.shape[1] - 1):
-            raise ValueError(
+            raise UserError(
                 f"users' vectors have {width} numbers, items' {self.vectors.shape[1] - 1}: run the "
                 "stage embed again"
             )
@@ -113,7 +114,7 @@ def write_embeddings(
 
     Raises
     ------
-    ValueError
+    UserError
         If there are none.
     """
 
@@ -134,5 +135,5 @@ def write_embeddings(
 
     paths = write_arrays(embeddings.select("item_id", "vector", "bias"), folder, arrays)
     if not paths:
-        raise ValueError(f"model {name} has no item embeddings: run the stage embed first")
+        raise UserError(f"model {name} has no item embeddings: run the stage embed first")
     return EmbeddingModel(name, paths["vectors"])

@@ -27,6 +27,7 @@ from recs.arrays.lists import (
     read_vectors,
     to_arrow,
 )
+from recs.errors import UserError
 from recs.ranking.catalogue import ItemCatalogue, ItemNames
 from recs.ranking.protocols import RankingProtocol, sampler_of
 from recs.ranking.ranks import Ranks, rank_among, unite
@@ -94,8 +95,10 @@ def recommend(
     Raises
     ------
     ValueError
-        If a column is missing or k < 1; in the task, if the model's scores hold NaN or the model
-        knows more items than the catalogue.
+        If a column is missing or k < 1.
+    UserError
+        In the task, if the model's scores hold NaN or the model knows more items than the
+        catalogue.
     """
     named = ["user"] if names else []
     _require(histories, ("user_id", "history", "values", "seen", *named))
@@ -365,7 +368,7 @@ def _open(model: Recommender, num_items: int) -> Scorer:
     """Open a model whose items the catalogue has."""
     scorer = model.open()
     if scorer.num_items > num_items:
-        raise ValueError(
+        raise UserError(
             f"model {model.name} scores {scorer.num_items} items, the catalogue has {num_items}; "
             "give the catalogue of the vocabulary that the model was trained with, or a later one"
         )
@@ -391,7 +394,7 @@ def _naming(model: Recommender) -> Iterator[None]:
     try:
         yield
     except NotANumber as error:
-        raise ValueError(
+        raise UserError(
             f"model {model.name} scores item {error.item} with NaN; its training diverged or its "
             "input holds NaN: train it again"
         ) from error
@@ -399,7 +402,7 @@ def _naming(model: Recommender) -> Iterator[None]:
 
 def _check_items(lists: Lists, column: str, num_items: int) -> None:
     if lists.items.size and not 0 <= lists.items.min() <= lists.items.max() < num_items:
-        raise ValueError(
+        raise UserError(
             f"column {column} has item ids from {lists.items.min()} to {lists.items.max()}, "
             f"outside the catalogue's 0 to {num_items - 1}"
         )

@@ -12,21 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.errors import UserError
+from recs.sampling.draws import Workspace, draw_by_tries, draw_exactly, num_tries, workspace
 from recs.sampling.groups import Groups
-from recs.sampling.hashing import hash_bits, hash_stream, to_unit
-
-#: Random tries of a positive are so many a negative, and a few more; then comes the exact draw.
-_TRIES, _MORE_TRIES = 8, 32
+from recs.sampling.hashing import EVENT_NEGATIVES, EXPLICIT_DEAL, hash_bits, hash_stream
 
 #: What the lower 32 bits of a key say of its row; from EVENT on, EVENT + the event's sequence.
 POSITIVES, EXPLICIT, EVENT = 0, 1, 2
 
 _UNKNOWN_ITEM, _UNKNOWN_POSITIVE, _SHORTAGE = 1, 2, 3
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
 
 
-class Negatives(NamedTuple):
+class EventNegatives(NamedTuple):
     """Negatives of E events.
 
     Attributes
@@ -48,22 +45,17 @@ class _State(NamedTuple):
 
     ``user`` [5]: the present user, the user's mark, how many positives and explicit items, and
     whether these were shuffled.
-    ``marks`` [N]: ``mark`` of positives and, while an event draws, of the items it has;
-    ``mark + 1`` of explicit items. ``positives``, ``explicit`` [N]: the user's, where explicit
-    negatives are dealt. ``turn`` [N]: place of a positive item in the deal; -1 once it had it.
-    ``free_for`` [G]: mark of the user that a group's ``free_count`` [G], ``free`` and
-    ``cumulative`` [P] (the slots left to the user and the running sum of their weights) hold for.
+    ``space``, in whose marks ``mark`` stands for positives and, while an event draws, for the items
+    it has; ``mark + 1`` for explicit items. ``positives``, ``explicit`` [N]: the user's, where
+    explicit negatives are dealt. ``turn`` [N]: place of a positive item in the deal; -1 once it had
+    it.
     """
 
     user: np.ndarray
-    marks: np.ndarray
+    space: Workspace
     positives: np.ndarray
     explicit: np.ndarray
     turn: np.ndarray
-    free_for: np.ndarray
-    free_count: np.ndarray
-    free: np.ndarray
-    cumulative: np.ndarray
 
 
 class EventStream:
@@ -93,23 +85,18 @@ class EventStream:
         self, groups: Groups, size: int, *, seed: int, explicit: bool = False, fewer: bool = True
     ) -> None:
         self._groups, self._size, self._seed, self._fewer = groups, size, seed, fewer
-        num_items, num_groups = groups.of_starts.size - 1, groups.starts.size - 1
-        num_dealt = num_items if explicit else 0
+        num_dealt = groups.of_starts.size - 1 if explicit else 0
         self._state = _State(
             np.array([-1, 0, 0, 0, 0]),
-            np.zeros(num_items, np.int32),
+            workspace(groups),
             np.empty(num_dealt, np.int32),
             np.empty(num_dealt, np.int32),
             np.empty(num_dealt, np.int32),
-            np.zeros(num_groups, np.int32),
-            np.zeros(num_groups, np.int32),
-            np.empty(groups.items.size, np.int32),
-            np.empty(groups.items.size, np.float64),
         )
 
     def draw(
         self, keys: np.ndarray, items: np.ndarray, lists: tuple[np.ndarray, np.ndarray]
-    ) -> Negatives:
+    ) -> EventNegatives:
         """Draw for the next rows of the stream.
 
         Parameters
@@ -124,7 +111,7 @@ class EventStream:
 
         Raises
         ------
-        ValueError
+        UserError
             If an item is not in the vocabulary, a positive event's item is not among its user's
             positives or, unless ``fewer``, an event has not enough items to draw from.
         """
@@ -138,23 +125,24 @@ class EventStream:
         )  # fmt: skip
         if problem:
             self._refuse(problem, int(keys[row]) >> 32, int(items[row]))
-        return Negatives(rows, offsets, drawn[: offsets[-1]])
+        return EventNegatives(rows, offsets, drawn[: offsets[-1]])
 
     def _refuse(self, problem: int, user: int, item: int) -> None:
         if problem == _SHORTAGE:
-            raise ValueError(
+            raise UserError(
                 f"user {user} has fewer than {self._size} items left to draw as negatives of item "
                 f"{item}; ask for fewer (negatives.per_positive), loosen negatives.rules, or take "
                 "what there is: negatives.shortage=fewer"
             )
         if problem == _UNKNOWN_POSITIVE:
-            raise ValueError(
+            raise UserError(
                 f"user {user} has a positive event of item {item}, which user_positives lacks; "
                 "make user_positives of the same interactions"
             )
-        raise ValueError(
+        raise UserError(
             f"rows of user {user} hold an item outside of the vocabulary's 0 to "
-            f"{self._state.marks.size - 1}; make interactions and catalogue of the same vocabulary"
+            f"{self._state.space.marks.size - 1}; make interactions and catalogue of the same "
+            "vocabulary"
         )
 
 
@@ -174,7 +162,8 @@ def _draw_rows(
     drawn: np.ndarray,
 ) -> tuple[int, int]:
     """Fill ``rows``, ``offsets`` and ``drawn``; return a problem, or 0, and the row that has it."""
-    user, marks, num_items = state.user, state.marks, state.marks.size
+    user, space = state.user, state.space
+    marks, num_items = space.marks, space.marks.size
     event, end = 0, 0
     for row in range(keys.size):
         if keys[row] >> 32 != user[0]:
@@ -208,11 +197,10 @@ def _draw_rows(
         start = end
         if user[3] > 0:
             if user[4] == 0:
-                _shuffle(hash_stream(seed, user[0] << 32), state)
+                _shuffle(hash_stream(seed, EXPLICIT_DEAL, user[0]), state)
             end = _deal(item, start + size, state, drawn, start)
-        end = _fill(
-            hash_stream(seed, keys[row]), mark, item, groups, state, drawn, start, end, start + size
-        )
+        stream = hash_stream(seed, EVENT_NEGATIVES, keys[row])
+        end = _fill(stream, mark, item, groups, space, drawn, start, end, start + size)
         if end - start < size and not fewer:
             return _SHORTAGE, row
         rows[event] = row
@@ -255,111 +243,22 @@ def _fill(
     mark: np.int32,
     item: int,
     groups: Groups,
-    state: _State,
+    space: Workspace,
     drawn: np.ndarray,
     start: int,
     end: int,
     stop: int,
 ) -> int:
-    """Draw negatives of a positive item into ``drawn[end:stop]``, none of them in
-    ``drawn[start:end]``; return the new end."""
-    first = groups.of_starts[item]
-    num_groups = groups.of_starts[item + 1] - first
-    if num_groups == 0:
-        return end
-    marks = state.marks
-    for n in range(start, end):
-        marks[drawn[n]] = mark
-    draw, limit = 0, _TRIES * (stop - start) + _MORE_TRIES
-    while end < stop and draw < limit:
-        bits = hash_bits(stream, draw)
-        draw += 1
-        g = groups.of[first]
-        if num_groups > 1:
-            g = groups.of[first + _below(num_groups, hash_bits(bits, 0))]
-        slot = groups.starts[g]
-        num_slots = groups.starts[g + 1] - slot
-        if num_slots == 0:
-            continue
-        slot += _below(num_slots, bits)
-        entry = groups.table[slot]
-        own = (bits & _LOW) < (entry >> _HALF)
-        chosen = groups.items[slot] if own else np.int32(entry & _LOW)
-        if marks[chosen] != mark:
-            marks[chosen] = mark
-            drawn[end] = chosen
-            end += 1
-    for n in range(start, end):
-        marks[drawn[n]] = 0
-    while end < stop:
-        g0 = _below(num_groups, hash_bits(stream, draw))
-        point = to_unit(hash_bits(stream, draw + 1))
-        draw += 2
-        for n in range(num_groups):
-            g = groups.of[first + (g0 + n) % num_groups]
-            chosen = _draw_left(point, g, mark, groups, state, drawn[start:end])
-            if chosen >= 0:
-                break
-        if chosen < 0:
-            break
-        drawn[end] = chosen
-        end += 1
-    return end
+    """Draw negatives of an event into ``drawn[end:stop]``, none of them in ``drawn[start:end]``.
 
-
-@njit(cache=True, nogil=True)
-def _below(size: int, bits: np.uint64) -> int:
-    """Return the number in [0, size) that the upper 32 of 64 random bits make, without division."""
-    return int(((bits >> _HALF) * np.uint64(size)) >> _HALF)
-
-
-@njit(cache=True, nogil=True)
-def _draw_left(
-    point: float, g: int, mark: np.int32, groups: Groups, state: _State, taken: np.ndarray
-) -> int:
-    """Draw by weight from the items of a group that the user does not want, without those taken.
-
-    ``point`` in [0, 1) is stretched over the weights that are left and then moved past those of
-    taken items. Returns -1 if none is left.
+    The items that the event has are marked as the user's positives are while it draws.
     """
-    first = groups.starts[g]
-    if state.free_for[g] != mark:
-        _list_left(g, mark, groups, state)
-    count = state.free_count[g]
-    free, cumulative = state.free[first : first + count], state.cumulative[first : first + count]
-    places = np.empty(taken.size, np.int64)
-    num_places, total = 0, 0.0 if count == 0 else cumulative[-1]
-    for n in range(taken.size):
-        place = np.searchsorted(free, taken[n])
-        if place < count and free[place] == taken[n]:
-            places[num_places] = place
-            num_places += 1
-            total -= cumulative[place] - (cumulative[place - 1] if place > 0 else 0.0)
-    if num_places == count:
-        return -1
-    places = np.sort(places[:num_places])
-    point *= total
-    for place in places:
-        before = cumulative[place - 1] if place > 0 else 0.0
-        if point < before:
-            break
-        point += cumulative[place] - before
-    place = min(np.searchsorted(cumulative, point, side="right"), count - 1)
-    while np.any(places == place):  # where rounding put the point back onto a taken item
-        place = (place + 1) % count
-    return free[place]
-
-
-@njit(cache=True, nogil=True)
-def _list_left(g: int, mark: np.int32, groups: Groups, state: _State) -> None:
-    """List the items of a group that the user does not want, and sum up their weights."""
-    first = end = groups.starts[g]
-    total = 0.0
-    for slot in range(first, groups.starts[g + 1]):
-        if state.marks[groups.items[slot]] != mark:
-            total += groups.weights[slot]
-            state.free[end] = groups.items[slot]
-            state.cumulative[end] = total
-            end += 1
-    state.free_for[g] = mark
-    state.free_count[g] = end - first
+    for n in range(start, end):
+        space.marks[drawn[n]] = mark
+    tries = num_tries(stop - start)
+    end = draw_by_tries(stream, tries, mark, item, groups, space, drawn, end, stop)
+    for n in range(start, end):
+        space.marks[drawn[n]] = 0
+    if end < stop:
+        end = draw_exactly(stream, tries, mark, item, groups, space, drawn, start, end, stop)
+    return end

@@ -12,6 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.errors import UserError
+
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+
 
 class Groups(NamedTuple):
     """Groups of items to draw from; all arrays are read-only.
@@ -25,8 +29,7 @@ class Groups(NamedTuple):
     weights : float64[P]
         Their weights, above 0.
     table : uint64[P]
-        Alias table of each group. A slot yields its own item if 32 random bits are below the
-        upper half of its entry, else the item in the lower half.
+        :func:`alias_table` of each group, with items in place of slots.
     of_starts : int64[N+1]
     of : int32[Q]
         Groups of item i are ``of[of_starts[i]:of_starts[i + 1]]``, ascending.
@@ -52,7 +55,7 @@ def group_items(weights: np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None
 
     Raises
     ------
-    ValueError
+    UserError
         If no item can be drawn.
     """
     num_items = len(weights)
@@ -84,11 +87,11 @@ def drawable(weights: np.ndarray) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    UserError
         If one is not finite or below 0, or all are 0.
     """
     if not weights.sum() > 0 or not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(
+        raise UserError(
             f"no negatives can be drawn: {np.count_nonzero(weights)} recommendable items have a "
             f"weight, in total {weights.sum()}; give at least one a finite weight above 0"
         )
@@ -96,8 +99,12 @@ def drawable(weights: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vose's alias table: slot p yields p with probability ``accept[p]``, else ``alias[p]``."""
+def alias_table(weights: np.ndarray) -> np.ndarray:
+    """Return Vose's alias table of weights, uint64[P].
+
+    Slot p yields p if 32 random bits are below the upper half of its entry, else the slot in the
+    lower half.
+    """
     size = weights.size
     scaled = weights * (size / weights.sum())
     accept = np.ones(size)
@@ -120,17 +127,21 @@ def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             num_large -= 1
             small[num_small] = high
             num_small += 1
-    return accept, alias
+    table = np.empty(size, np.uint64)
+    for p in range(size):
+        threshold = np.uint64(min(accept[p] * 2.0**32, 2.0**32 - 1.0))
+        table[p] = (threshold << _HALF) | np.uint64(alias[p])
+    return table
 
 
 @njit(cache=True, nogil=True)
 def _tables(starts: np.ndarray, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the alias table of each group, packed as in :class:`Groups`."""
+    """Return the alias table of each group, with items in place of slots."""
     table = np.empty(items.size, np.uint64)
     for g in range(starts.size - 1):
         first = starts[g]
-        accept, alias = alias_table(weights[first : starts[g + 1]])
-        for p in range(accept.size):
-            threshold = np.uint64(min(accept[p] * 2.0**32, 2.0**32 - 1.0))
-            table[first + p] = (threshold << np.uint64(32)) | np.uint64(items[first + alias[p]])
+        entries = alias_table(weights[first : starts[g + 1]])
+        for p in range(entries.size):
+            item = items[first + np.int64(entries[p] & _LOW)]
+            table[first + p] = (entries[p] >> _HALF << _HALF) | np.uint64(item)
     return table

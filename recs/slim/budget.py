@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recs.slim import gram, solver, source
-from recs.slim.ranked import host_bytes
+from recs.errors import UserError
+from recs.slim import gram, solver
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,7 +23,7 @@ LEAST_HEAD_USERS = 16
 SMALL_TABLE = 64 * 2**20
 
 
-class BudgetError(ValueError):
+class BudgetError(UserError):
     """A problem that does not fit the memory that it is given."""
 
 
@@ -48,6 +48,11 @@ class Plan:
     scratch_bytes: int
 
 
+def host_bytes(num_users: int, num_items: int, num_entries: int, binary: bool) -> int:
+    """Return the bytes of a :class:`recs.slim.hosted.Ranked`: 8 (U + 3 N) and 8 or 16 an entry."""
+    return 8 * (num_users + 1 + 3 * num_items + 1) + (8 if binary else 16) * num_entries
+
+
 def plan(counts: np.ndarray, num_users: int, binary: bool, *, budget: int, workers: int) -> Plan:
     """Share ``budget`` bytes of a host out among A, the table and ``workers`` workers.
 
@@ -66,8 +71,8 @@ def plan(counts: np.ndarray, num_users: int, binary: bool, *, budget: int, worke
     """
     num_items, num_entries = len(counts), int(counts.sum())
     matrix = host_bytes(num_users, num_items, num_entries, binary)
-    scratch = (source.SCRATCH_A_USER + 8) * num_users
-    scratch += (source.SCRATCH_AN_ITEM + solver.SCRATCH_AN_ITEM) * num_items
+    scratch = (gram.SCRATCH_A_USER + 8) * num_users
+    scratch += (gram.SCRATCH_AN_ITEM + solver.SCRATCH_AN_ITEM) * num_items
     left = budget - matrix - workers * scratch
     least = workers * solver.SCRATCH_A_PAIR * solver.WORKING_SET**2
     if left < least:

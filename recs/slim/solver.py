@@ -35,9 +35,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numba import njit
 
-from recs.slim.descent import FAST, descend, least_of_largest, violation
-from recs.slim.source import (
+from recs.arrays.compiling import call_compiled
+from recs.slim.gram import (
+    FAST,
     Gram,
+    Scratch,
     clear_row,
     correlations,
     gram_row,
@@ -188,7 +190,8 @@ def solve(
         int(options.max_working_set),
     )
     return Solution(
-        *_solve(
+        *call_compiled(
+            _solve,
             Gram(*(_readonly(array) for array in source)),
             _readonly(np.asarray(diagonal, np.float64)),
             _readonly(items),
@@ -219,30 +222,63 @@ def _readonly(array: np.ndarray) -> np.ndarray:
     return view
 
 
-#: Bytes of :func:`_solve`'s arrays for each item of the catalogue, and for each item squared of the
+#: Bytes of a :class:`Working` for each item of the catalogue, and for each item squared of the
 #: largest working set: its Gram, that Gram before it grew, and a factor.
 SCRATCH_AN_ITEM, SCRATCH_A_PAIR = 8 + 8 + 8 + 4 + 4 + 4, 8 + 8 + 8
+
+
+class Working(NamedTuple):
+    """What a problem is solved in, used for one item after another.
+
+    [N]: ``row`` is G_i, 0 for all items between two problems and above λ for candidates only;
+    ``r`` the residual correlations, right for candidates only; ``gains`` and ``touched`` working
+    memory; ``candidates`` ascending; ``place`` where an item is in the working set, or -1.
+
+    By place in the working set: ``items``, their weights ``w``, residual correlations ``work_r``
+    and ``diagonal``. ``active`` and ``active_w`` are the items with a weight, those of the head
+    first.
+    """
+
+    row: np.ndarray
+    r: np.ndarray
+    gains: np.ndarray
+    place: np.ndarray
+    candidates: np.ndarray
+    touched: np.ndarray
+    items: np.ndarray
+    w: np.ndarray
+    work_r: np.ndarray
+    diagonal: np.ndarray
+    active: np.ndarray
+    active_w: np.ndarray
+    scratch: Scratch
+
+
+@njit(nogil=True, cache=True)
+def _new_working(source, num_items, room):
+    return Working(
+        np.zeros(num_items),
+        np.empty(num_items),
+        np.empty(num_items),
+        np.full(num_items, -1, np.int32),
+        np.empty(num_items, np.int32),
+        np.empty(num_items, np.int32),
+        np.empty(room, np.int32),
+        np.empty(room),
+        np.empty(room),
+        np.empty(room),
+        np.empty(room, np.int32),
+        np.empty(room),
+        new_scratch(source, num_items),
+    )
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _solve(source, diagonal, items, limits, warm, ids):
     num_items, num_head = len(diagonal), len(source.head)
     l1, l2 = limits.l1, limits.l2
-    row = np.zeros(num_items)  # G_i, and 0 for all items between two problems
-    r = np.empty(num_items)  # residual correlations, right for candidates only
-    gains = np.empty(num_items)
-    place = np.full(num_items, -1, np.int32)  # of an item in the working set
-    candidates = np.empty(num_items, np.int32)
-    touched = np.empty(num_items, np.int32)
-    scratch = new_scratch(source, num_items)
-    # The working set: its items, weights, residual correlations, diagonal and Gram.
     room = min(num_items, limits.max_working_set)
-    work = np.empty(room, np.int32)
-    w = np.empty(room)
-    work_r = np.empty(room)
-    work_d = np.empty(room)
-    active = np.empty(room, np.int32)
-    active_w = np.empty(room)
+    working = _new_working(source, num_items, room)
     sub = np.empty((min(room, 2 * WORKING_SET), min(room, 2 * WORKING_SET)))
 
     offsets = np.zeros(len(items) + 1, np.int64)
@@ -254,120 +290,44 @@ def _solve(source, diagonal, items, limits, warm, ids):
 
     for n in range(len(items)):
         i = items[n]
-        num_touched = gram_row(source, i, row, touched)
-        # From here on row is above λ for candidates only.
-        row[i] = 0.0
-        num_candidates = 0
-        if i < num_head:
-            for j in range(num_head):
-                if row[j] > l1:
-                    candidates[num_candidates] = j
-                    num_candidates += 1
-        sorted_to = num_candidates
-        for t in range(num_touched):
-            if row[touched[t]] > l1:
-                candidates[num_candidates] = touched[t]
-                num_candidates += 1
-        candidates[sorted_to:num_candidates].sort()
-        if num_candidates > limits.max_neighbours:
-            num_candidates = _most_similar(
-                candidates[:num_candidates],
-                row,
-                diagonal,
-                limits.max_neighbours,
-                limits.cosine,
-                ids,
-                gains,
-            )
-        chosen = candidates[:num_candidates]
+        num_candidates, num_touched = _find_candidates(source, i, diagonal, limits, ids, working)
+        chosen = working.candidates[:num_candidates]
         chosen_head = np.searchsorted(chosen, num_head)
-        users = tail_users(source, n, chosen[chosen_head:], scratch)
+        users = tail_users(source, n, chosen[chosen_head:], working.scratch)
         scale = 0.0
         for j in chosen:
-            scale = max(scale, row[j])
+            scale = max(scale, working.row[j])
         limit = limits.tolerance * scale
 
-        size = 0
-        known = warm.offsets[n + 1] > warm.offsets[n]
-        for p in range(warm.offsets[n], warm.offsets[n + 1]):
-            j = warm.neighbours[p]
-            if warm.weights[p] > 0 and row[j] > l1 and place[j] < 0 and size < room:
-                place[j] = size
-                work[size] = j
-                w[size] = warm.weights[p]
-                work_d[size] = diagonal[j]
-                size += 1
-            else:
-                known = False  # a weight that may not be: these weights cannot stay as they are
+        size, known = _start_warm(warm, n, diagonal, l1, working)
         accepted = limits.warm_tolerance * scale if known else limit
-
         filled = 0  # items of the working set whose Gram is there
         passes = 0
         while True:
-            num_active = 0
-            for a in range(size):
-                if w[a] > 0 and work[a] < num_head:
-                    active[num_active] = work[a]
-                    active_w[num_active] = w[a]
-                    num_active += 1
-            active_head = num_active
-            for a in range(size):
-                if w[a] > 0 and work[a] >= num_head:
-                    active[num_active] = work[a]
-                    active_w[num_active] = w[a]
-                    num_active += 1
-            correlations(
-                source,
-                row,
-                l1,
-                chosen,
-                chosen_head,
-                users,
-                active[:num_active],
-                active_w[:num_active],
-                active_head,
-                r,
-                scratch,
-            )
-
-            # Residual inside the working set, violators outside of it.
-            inside = 0.0
-            for a in range(size):
-                work_r[a] = r[work[a]]
-                inside = max(inside, violation(work_r[a], w[a], l2))
-            outside = 0.0
-            violators = 0
-            for j in chosen:
-                if r[j] > 0 and place[j] < 0:
-                    outside = max(outside, r[j])
-                    if r[j] > limit:
-                        gains[violators] = r[j] * r[j] / (diagonal[j] + l2)
-                        violators += 1
+            num_active = _refresh(source, l1, chosen, chosen_head, users, size, working)
+            inside, outside, violators = _violations(chosen, diagonal, l2, limit, size, working)
             residual = max(inside, outside)
             stuck = size == room and inside <= limit
             if residual <= accepted or passes >= limits.max_iterations or stuck:
                 break
             accepted = limit
-
-            grown = min(violators, max(WORKING_SET, size), room - size)
-            if grown > 0:
-                least = least_of_largest(gains[:violators], grown)
-                for j in chosen:
-                    gain = r[j] * r[j] / (diagonal[j] + l2)
-                    if r[j] > limit and place[j] < 0 and gain >= least and size < room:
-                        place[j] = size
-                        work[size] = j
-                        w[size] = 0.0
-                        work_d[size] = diagonal[j]
-                        work_r[size] = r[j]
-                        size += 1
+            size = _grow(chosen, diagonal, l2, limit, violators, size, working)
             if size > len(sub):
                 sub = _wider(sub, filled, min(2 * size, room))
-            sub_gram(source, work, place, filled, size, sub)
+            sub_gram(source, working.items, working.place, filled, size, sub)
             filled = size
             # What violators outside will undo is not worth polishing.
             aim = max(limit / 2, 0.1 * outside)
-            passes += descend(sub, work_d, l2, work_r, w, size, aim, limits.max_iterations - passes)
+            passes += _descend(
+                sub,
+                working.diagonal,
+                l2,
+                working.work_r,
+                working.w,
+                size,
+                aim,
+                limits.max_iterations - passes,
+            )
 
         end = offsets[n]
         if end + num_active > len(neighbours):
@@ -375,20 +335,20 @@ def _solve(source, diagonal, items, limits, warm, ids):
             weights = _grown(weights, end + num_active)
         objective = diagonal[i] / 2
         for j in chosen:
-            if place[j] >= 0 and w[place[j]] > 0:
-                x = w[place[j]]
+            if working.place[j] >= 0 and working.w[working.place[j]] > 0:
+                x = working.w[working.place[j]]
                 neighbours[end] = j
                 weights[end] = x
                 end += 1
                 # ½ wᵀGw − G_iᵀw + λ Σ w with Gw = G_i − λ − r.
-                objective += x * ((l1 - row[j] - r[j]) / 2 + l2 * x / 2)
+                objective += x * ((l1 - working.row[j] - working.r[j]) / 2 + l2 * x / 2)
         offsets[n + 1] = end
         iterations[n] = passes
         residuals[n] = residual / scale if scale > 0 else 0.0
         objectives[n] = objective
         for a in range(size):
-            place[work[a]] = -1
-        clear_row(source, i, row, touched[:num_touched])
+            working.place[working.items[a]] = -1
+        clear_row(source, i, working.row, working.touched[:num_touched])
 
     return (
         offsets,
@@ -398,6 +358,136 @@ def _solve(source, diagonal, items, limits, warm, ids):
         residuals,
         objectives,
     )
+
+
+# The phases of a problem.
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _find_candidates(source, i, diagonal, limits, ids, working):
+    """Write G_i to ``row`` and the candidates; return how many these are, and how many touched."""
+    row, candidates, touched = working.row, working.candidates, working.touched
+    num_touched = gram_row(source, i, row, touched)
+    row[i] = 0.0
+    count = 0
+    if i < len(source.head):
+        for j in range(len(source.head)):
+            if row[j] > limits.l1:
+                candidates[count] = j
+                count += 1
+    sorted_to = count
+    for t in range(num_touched):
+        if row[touched[t]] > limits.l1:
+            candidates[count] = touched[t]
+            count += 1
+    candidates[sorted_to:count].sort()
+    if count > limits.max_neighbours:
+        count = _most_similar(
+            candidates[:count],
+            row,
+            diagonal,
+            limits.max_neighbours,
+            limits.cosine,
+            ids,
+            working.gains,
+        )
+    return count, num_touched
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _start_warm(warm, n, diagonal, l1, working):
+    """Make the earlier weights of problem ``n`` the working set.
+
+    Return its size, and whether it is all of them, so that they may stay as they are.
+    """
+    size = 0
+    whole = warm.offsets[n + 1] > warm.offsets[n]
+    for p in range(warm.offsets[n], warm.offsets[n + 1]):
+        j = warm.neighbours[p]
+        room = size < len(working.items)
+        if warm.weights[p] > 0 and working.row[j] > l1 and working.place[j] < 0 and room:
+            _join(j, warm.weights[p], diagonal, size, working)
+            size += 1
+        else:
+            whole = False  # a weight that may not be
+    return size, whole
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _refresh(source, l1, chosen, chosen_head, users, size, working):
+    """Compute r of all candidates anew; return the number of active items."""
+    items, w, active, active_w = working.items, working.w, working.active, working.active_w
+    num_head = len(source.head)
+    count = 0
+    for a in range(size):
+        if w[a] > 0 and items[a] < num_head:
+            active[count] = items[a]
+            active_w[count] = w[a]
+            count += 1
+    active_head = count
+    for a in range(size):
+        if w[a] > 0 and items[a] >= num_head:
+            active[count] = items[a]
+            active_w[count] = w[a]
+            count += 1
+    correlations(
+        source,
+        working.row,
+        l1,
+        chosen,
+        chosen_head,
+        users,
+        active[:count],
+        active_w[:count],
+        active_head,
+        working.r,
+        working.scratch,
+    )
+    return count
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _violations(chosen, diagonal, l2, limit, size, working):
+    """Return the residual in the working set and outside, and the number of violators outside."""
+    r = working.r
+    inside = 0.0
+    for a in range(size):
+        working.work_r[a] = r[working.items[a]]
+        inside = max(inside, _violation(working.work_r[a], working.w[a], l2))
+    outside = 0.0
+    violators = 0
+    for j in chosen:
+        if r[j] > 0 and working.place[j] < 0:
+            outside = max(outside, r[j])
+            if r[j] > limit:
+                working.gains[violators] = r[j] * r[j] / (diagonal[j] + l2)
+                violators += 1
+    return inside, outside, violators
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _grow(chosen, diagonal, l2, limit, violators, size, working):
+    """Add the violators that would lower the objective most; return the working set's size."""
+    r, room = working.r, len(working.items)
+    wanted = min(violators, max(WORKING_SET, size), room - size)
+    if wanted > 0:
+        least = _least_of_largest(working.gains[:violators], wanted)
+        for j in chosen:
+            gain = r[j] * r[j] / (diagonal[j] + l2)
+            if r[j] > limit and working.place[j] < 0 and gain >= least and size < room:
+                _join(j, 0.0, diagonal, size, working)
+                working.work_r[size] = r[j]
+                size += 1
+    return size
+
+
+@njit(nogil=True, cache=True)
+def _join(j, w, diagonal, size, working):
+    """Put item ``j`` at the end of the working set."""
+    working.place[j] = size
+    working.items[size] = j
+    working.w[size] = w
+    working.diagonal[size] = diagonal[j]
 
 
 @njit(nogil=True, cache=True)
@@ -445,3 +535,115 @@ def _wider(sub, filled, width):
         for b in range(filled):
             wider[a, b] = sub[a, b]
     return wider
+
+
+# Descent on a working set, which has its own small, contiguous copy of G.
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _violation(r, w, l2):
+    """How far a weight is from its optimality condition."""
+    return abs(r - l2 * w) if w > 0 else max(0.0, r)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _least_of_largest(gains, wanted):
+    """Return a threshold that half to all of ``wanted`` gains reach; more only where they tie."""
+    if len(gains) <= wanted:
+        return 0.0
+    low, high = 0.0, np.max(gains)
+    for _ in range(40):
+        middle = (low + high) / 2
+        count = 0
+        for gain in gains:
+            count += gain >= middle
+        if count > wanted:
+            low = middle
+        elif 2 * count < wanted:
+            high = middle
+        else:
+            return middle
+    return low
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _descend(sub, d, l2, r, w, size, limit, max_passes):
+    """Pass over the working set until its residual is at most ``limit``; return the passes."""
+    due = 6
+    for passes in range(1, max_passes + 1):
+        largest = 0.0
+        support = 0
+        for a in range(size):
+            if w[a] == 0.0 and r[a] <= 0.0:
+                continue
+            step = max(0.0, (r[a] + d[a] * w[a]) / (d[a] + l2)) - w[a]
+            if step != 0.0:
+                w[a] += step
+                largest = max(largest, abs(step) * (d[a] + l2))
+                gram = sub[a]
+                for b in range(size):
+                    r[b] -= step * gram[b]
+            support += w[a] > 0.0
+        if largest > limit and passes >= due:
+            _newton(sub, d, l2, r, w, size, support)
+            due = passes + 4 + support // 8
+            largest = 0.0
+        if largest <= limit:
+            residual = 0.0
+            for a in range(size):
+                residual = max(residual, _violation(r[a], w[a], l2))
+            if residual <= limit:
+                return passes
+    return max_passes
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _newton(sub, d, l2, r, w, size, support):
+    """Move the positive weights towards their joint optimum, as far as they stay ≥ 0.
+
+    Descent settles which weights are positive in a few passes and then creeps; the optimum over
+    those is the solution of (G + βI) Δ = r − βw, here by Cholesky's LLᵀ. The objective never rises.
+    """
+    members = np.empty(support, np.int64)
+    factor = np.empty((support, support))
+    move = np.empty(support)
+    n = 0
+    for a in range(size):
+        if w[a] > 0.0:
+            members[n] = a
+            n += 1
+    for a in range(support):
+        gram = sub[members[a]]
+        row = factor[a]
+        move[a] = r[members[a]] - l2 * w[members[a]]
+        for b in range(a + 1):
+            other = factor[b]
+            total = gram[members[b]]
+            if b == a:
+                total += l2
+            for k in range(b):
+                total -= row[k] * other[k]
+            if b < a:
+                row[b] = total * other[b]
+            elif total <= 1e-9 * d[members[a]]:
+                return  # not definite enough: descent goes on alone
+            else:
+                row[a] = 1.0 / np.sqrt(total)
+        total = move[a]
+        for k in range(a):
+            total -= row[k] * move[k]
+        move[a] = total * row[a]
+    for a in range(support - 1, -1, -1):
+        move[a] *= factor[a, a]
+        for k in range(a):
+            move[k] -= move[a] * factor[a, k]
+    length = 1.0
+    for a in range(support):
+        if w[members[a]] + move[a] < 0.0:
+            length = min(length, -w[members[a]] / move[a])
+    for a in range(support):
+        step = length * move[a]
+        w[members[a]] = max(0.0, w[members[a]] + step)
+        gram = sub[members[a]]
+        for b in range(size):
+            r[b] -= step * gram[b]

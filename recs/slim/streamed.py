@@ -27,15 +27,15 @@ from numba import njit
 from recs.arrays.matrix import CsrFiles, read_array
 from recs.slim import solver
 from recs.slim.budget import BudgetError
-from recs.slim.source import Gram
-from recs.slim.tasks import FITS_SCHEMA, fits_batch, start_weights
+from recs.slim.gram import Gram
+from recs.slim.weights import FITS_SCHEMA, fits_batch, start_weights
 from recs.storage import join
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-    from recs.slim.tasks import Task
+    from recs.slim.weights import Task
 
 _NEIGHBOURS_SCHEMA = "item_id int, leader int, neighbours array<int>"
 
@@ -55,8 +55,10 @@ class StreamedProblem:
     table_items: int
 
 
-def plan(by_item: CsrFiles, by_user: CsrFiles, max_neighbours: int, *, share: int) -> int:
-    """Return S such that a task fits ``share`` bytes, a worker's part of its host's budget.
+def prepare(
+    by_item: CsrFiles, by_user: CsrFiles, work_folder: str, max_neighbours: int, *, share: int
+) -> StreamedProblem:
+    """Choose S such that a task fits ``share`` bytes, a worker's part of its host's budget.
 
     Raises
     ------
@@ -80,7 +82,9 @@ def plan(by_item: CsrFiles, by_user: CsrFiles, max_neighbours: int, *, share: in
             f"slim.memory_budget_mb is {share // 2**20} MiB, too little for one and "
             f"{max_neighbours} neighbours an item: raise it, or spark.sql.shuffle.partitions"
         )
-    return min(size, num_items)
+    return StreamedProblem(
+        num_users, num_items, by_item, by_user, work_folder, min(size, num_items)
+    )
 
 
 def solve(

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from recs.errors import UserError
 from recs.storage import filesystem, join, read_file, remove_tree, write_file, writing
 
 log = logging.getLogger("recs")
@@ -45,7 +46,7 @@ _TYPES = {
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A folder whose files are not those that its manifest names."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from recs.arrays.files import load_array
 from recs.arrays.matrix import CsrFiles
+from recs.errors import UserError
 from recs.storage import join, read_file, write_file
 from recs.training.plan import File
 
@@ -31,7 +32,7 @@ POSITIVES = "positives"
 _MANIFEST = "manifest.json"
 
 
-class TrainingSetError(ValueError):
+class TrainingSetError(UserError):
     """A folder that holds no training set, or one of another format."""
 
 

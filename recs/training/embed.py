@@ -10,7 +10,7 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recs.arrays.lists import offsets_of, read_column, read_lists, to_arrow
+from recs.arrays.lists import offsets_of, read_column, read_lists, right_aligned, to_arrow
 from recs.schema import PADDING
 from recs.training.dataset import ARRAYS
 from recs.training.plan import lengths_up_to
@@ -45,9 +45,8 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
     Parameters
     ----------
     histories
-        user_id, last, items, event_types, gaps; arrays of one length, padded on the left. Events
-        whose item or type came after the training are passed over; users with no other have no
-        vector.
+        user_id, last, items, event_types, gaps. Events whose item or type came after the training
+        are passed over; users with no other have no vector.
     model
         URI of the model's folder.
     """
@@ -58,7 +57,10 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
         network = _network(model)
         for batch in batches:
             users, last = read_column(batch, "user_id"), read_column(batch, "last")
-            arrays = [read_lists(batch, name).items.reshape(len(users), -1) for name in ARRAYS]
+            lists = [read_lists(batch, name) for name in ARRAYS]
+            longest = int(np.diff(lists[0].offsets).max(initial=1))
+            fills = (PADDING, PADDING, 0)
+            arrays = [right_aligned(lists[n], longest, fills[n]) for n in range(len(ARRAYS))]
             arrays = _known(arrays, network)
             some = (arrays[0] >= 0).any(1)
             if not some.any():

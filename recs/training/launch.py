@@ -9,6 +9,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from recs.errors import UserError
 from recs.storage import filesystem, join, read_file, remove_tree, write_file
 from recs.training.dataset import open_training_set
 from recs.training.plan import Plan
@@ -17,7 +18,7 @@ from recs.training.settings import TrainingJob
 _TAIL = 2000
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
     """Training that cannot start, or a process of it that failed."""
 
 
@@ -31,11 +32,10 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
     Raises
     ------
     LaunchError
-        If the cluster cannot run the processes, or one of them fails: with what it said last.
+        If the settings do not fit the training set, the cluster cannot run the processes, or one of
+        them fails: with what it said last.
     DivergedError
         If the loss became no finite number.
-    ValueError
-        If the settings do not fit the training set.
     """
     from pyspark.ml.torch.distributor import TorchDistributor
 
@@ -71,13 +71,17 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
 
     Raises
     ------
-    LaunchError, ValueError
+    LaunchError
         As :func:`launch`.
     """
     count, gpu, local = job.processes.count, job.processes.gpu, job.processes.local
     manifest = open_training_set(job.training_set).manifest
-    plan = Plan(manifest.parts["train"], manifest.lanes, job.network.training.batch_size, job.seed)
-    next(plan.steps(0, 0, count), None)
+    batch_size = job.network.training.batch_size
+    try:
+        plan = Plan(manifest.parts["train"], manifest.lanes, batch_size, job.seed)
+        next(plan.steps(0, 0, count), None)
+    except ValueError as error:
+        raise LaunchError(f"{job.training_set}: {error}") from error
     if gpu and local:
         import torch
 

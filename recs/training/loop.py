@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from recs.errors import UserError
 from recs.nn.losses import Loss, LossSettings
 from recs.nn.models import build
 from recs.nn.network import Chances, Examples, Histories, SequenceNetwork, Sizes
@@ -53,7 +54,7 @@ from recs.training.validation import RANKED_A_LANE, HeldOut, metric, rank_counts
 log = logging.getLogger("recs")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training that cannot go on, such as one whose loss is no number."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recs.errors import UserError
 from recs.nn.models import build
 from recs.nn.network import SequenceNetwork, Sizes
 from recs.nn.tables import sharded
@@ -18,7 +19,7 @@ from recs.training.checkpoint import Streamed, read_folder, serialized, write_fo
 FORMAT = 1
 
 
-class ModelFolderError(ValueError):
+class ModelFolderError(UserError):
     """A folder whose model this version of recs cannot read."""
 
 

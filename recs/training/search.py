@@ -25,6 +25,7 @@ from optuna.distributions import (
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from recs.errors import UserError
 from recs.nn.models import read_settings
 from recs.storage import join, read_file, remove_tree, write_file
 from recs.training.launch import DivergedError
@@ -39,7 +40,7 @@ log = logging.getLogger("recs")
 _DRAWS = 1000
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study that cannot go on, or in which nothing could be trained."""
 
 

@@ -9,20 +9,24 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
+from recs.arrays import matrix
 from recs.arrays.matrix import CsrFiles, MatrixError, map_cached, write_csr
+
+pytestmark = pytest.mark.planner
 
 ENTRIES = [(0, 2, 1.5), (0, 0, 2.0), (3, 1, 0.5), (4, 0, 1.0), (4, 2, 3.0)]
 SCHEMA = "r int, c int, v double"
 
 
 def dense(files: CsrFiles) -> np.ndarray:
-    matrix = files.open()
-    out = np.zeros(matrix.shape, np.float32)
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    out[rows, matrix.indices] = 1 if matrix.data is None else matrix.data
+    found = files.open()
+    out = np.zeros(found.shape, np.float32)
+    rows = np.repeat(np.arange(found.shape[0]), np.diff(found.indptr))
+    out[rows, found.indices] = 1 if found.data is None else found.data
     return out
 
 
@@ -34,11 +38,11 @@ def test_round_trip_in_any_number_of_blocks(
     files = write_csr(
         df, str(tmp_path), row="r", column="c", value="v", shape=(6, 3), blocks=blocks
     )
-    matrix = pickle.loads(pickle.dumps(files)).open()
-    assert matrix.indptr.tolist() == [0, 2, 2, 2, 3, 5, 5]
-    assert matrix.indices.tolist() == [0, 2, 1, 0, 2]
-    assert matrix.data is not None and matrix.data.tolist() == [2.0, 1.5, 0.5, 1.0, 3.0]
-    assert not matrix.indices.flags.writeable
+    found = pickle.loads(pickle.dumps(files)).open()
+    assert found.indptr.tolist() == [0, 2, 2, 2, 3, 5, 5]
+    assert found.indices.tolist() == [0, 2, 1, 0, 2]
+    assert found.data is not None and found.data.tolist() == [2.0, 1.5, 0.5, 1.0, 3.0]
+    assert not found.indices.flags.writeable
     assert files.manifest["nnz"] == 5 and files.manifest["shape"] == [6, 3]
 
 
@@ -57,10 +61,63 @@ def test_a_matrix_of_ones_has_no_values(spark: SparkSession, tmp_path: Path) -> 
     np.testing.assert_array_equal(dense(given), dense(implied))
 
 
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_repeats_are_one_entry_in_any_order_and_batches(
+    spark: SparkSession, tmp_path: Path, weighted: bool, blocks: int
+) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(0, 40, 500) ** 2 // 40, rng.integers(0, 6, 500)
+    values = rng.random(500).astype(np.float32)
+    expected = np.zeros((40, 6))
+    for n in np.argsort(values):
+        expected[rows[n], columns[n]] += values[n] if weighted else 0
+    if not weighted:
+        expected[rows, columns] = 1
+    entries = list(zip(rows.tolist(), columns.tolist(), values.tolist(), strict=True))
+    limit = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch") or ""
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 7)
+    try:
+        for given in (entries, entries[::-1]):
+            files = write_csr(
+                spark.createDataFrame(given, SCHEMA).repartition(3),
+                str(tmp_path),
+                row="r",
+                column="c",
+                value="v" if weighted else None,
+                shape=(40, 6),
+                merge_repeats=True,
+                blocks=blocks,
+            )
+            np.testing.assert_array_equal(dense(files), expected.astype(np.float32))
+            assert files.manifest["nnz"] == np.count_nonzero(expected)
+    finally:
+        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", limit)
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize("height", [1, 4, 30])
+def test_shards_hold_whole_rows_and_not_much_more_than_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, height: int
+) -> None:
+    monkeypatch.setattr(matrix, "_SHARD_ENTRIES", size)
+    pairs = [(row, column) for row in (0, 1, 2, 9, 10, 11, 29) for column in range(0, 14, 1 + row)]
+    keys = pa.table({"key": [row << 32 | column for row, column in pairs]})
+    write = matrix._shard_writer(str(tmp_path), height, weighted=False, merge_repeats=False)
+    shards = [line.to_pylist()[0] for line in write(iter(keys.to_batches(max_chunksize=3)))]
+    rows = [set(range(shard["start"], shard["stop"])) for shard in shards]
+    for shard, own in zip(shards, rows, strict=True):
+        inside = [pair for pair in pairs if pair[0] in own]
+        assert shard["nnz"] == len(inside) and len(own) <= height
+        assert len([pair for pair in inside if pair[0] != max(own)]) < size
+    assert sum(shard["nnz"] for shard in shards) == len(pairs)
+    assert len(set().union(*rows)) == sum(map(len, rows))
+
+
 def test_an_empty_matrix(spark: SparkSession, tmp_path: Path) -> None:
     df = spark.createDataFrame([], SCHEMA)
-    matrix = write_csr(df, str(tmp_path), row="r", column="c", value="v", shape=(2, 3)).open()
-    assert matrix.indptr.tolist() == [0, 0, 0] and len(matrix.indices) == 0
+    found = write_csr(df, str(tmp_path), row="r", column="c", value="v", shape=(2, 3)).open()
+    assert found.indptr.tolist() == [0, 0, 0] and len(found.indices) == 0
 
 
 def test_a_second_matrix_replaces_the_first(spark: SparkSession, tmp_path: Path) -> None:

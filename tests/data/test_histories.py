@@ -7,6 +7,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recs.data.histories import histories, with_candidates
 
+pytestmark = pytest.mark.planner
+
 SCHEMA = (
     "user_id int, item_id int, sequence int, event_type string, positive boolean, weight double, "
     "split string"

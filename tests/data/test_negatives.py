@@ -10,6 +10,9 @@ from pyspark.sql import functions as F
 
 from recs.config import NegativeRule, Negatives
 from recs.data.negatives import negatives, rule_groups
+from recs.errors import UserError
+
+pytestmark = pytest.mark.planner
 
 NUM_ITEMS = 40
 FIT = ("train", "validation")
@@ -208,7 +211,7 @@ def test_groups_are_values_and_bands(spark: SparkSession) -> None:
 def test_a_rule_that_no_item_meets_is_refused(
     spark: SparkSession, rule: NegativeRule, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         rule_groups(_items(spark), [rule])
-    with pytest.raises(ValueError, match="nothing is known of items"):
+    with pytest.raises(UserError, match="nothing is known of items"):
         rule_groups(None, [rule])

@@ -1,4 +1,4 @@
-"""Sequences hold the last events in order, padded on the left, whatever the partitioning."""
+"""Sequences hold the last events in order, whatever the partitioning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recs.config import Sequences
 from recs.data.sequences import sequences, user_positives
+
+pytestmark = pytest.mark.planner
 
 TYPES = {"view": 0, "like": 1}
 START = datetime(2025, 1, 1)
@@ -39,7 +41,7 @@ def test_last_events_of_each_user(spark: SparkSession) -> None:
     found = sequences(interactions(spark, events), TYPES, Sequences(length=3))
     assert rows(found) == [
         (7, "train", 0, 4, 3, [12, 13, 14], [0, 0, 0], [180, 300, 420]),
-        (9, "train", 0, 0, 1, [-1, -1, 3], [-1, -1, 1], [0, 0, 0]),
+        (9, "train", 0, 0, 1, [3], [1], [0]),
     ]
 
 
@@ -55,14 +57,14 @@ def test_held_out_events_come_only_where_they_may_be_known(spark: SparkSession) 
     assert [row[:6] for row in rows(found)] == [
         (1, "train", 0, 1, 2, [5, 6]),
         (1, "validation", 0, 2, 2, [6, 7]),
-        (2, "train", 0, 0, 1, [-1, 5]),
+        (2, "train", 0, 0, 1, [5]),
     ]
 
 
 def test_types_that_do_not_enter_are_left_out(spark: SparkSession) -> None:
     events = [(1, 0, 5, 0, "shown", "train"), (1, 1, 6, 1, "view", "train")]
     found = sequences(interactions(spark, events), {"view": 4}, Sequences(length=2))
-    assert rows(found) == [(1, "train", 0, 1, 1, [-1, 6], [-1, 4], [0, 0])]
+    assert rows(found) == [(1, "train", 0, 1, 1, [6], [4], [0])]
 
 
 def test_a_pause_begins_a_session(spark: SparkSession) -> None:
@@ -71,9 +73,9 @@ def test_a_pause_begins_a_session(spark: SparkSession) -> None:
     config = Sequences(length=3, session_gap_minutes=30)
     found = sequences(interactions(spark, events), TYPES, config)
     assert [row[2:6] + (row[7],) for row in rows(found)] == [
-        (0, 1, 2, [-1, 0, 1], [0, 0, 600]),
-        (1, 3, 2, [-1, 2, 3], [0, 0, 300]),
-        (2, 4, 1, [-1, -1, 4], [0, 0, 0]),
+        (0, 1, 2, [0, 1], [0, 600]),
+        (1, 3, 2, [2, 3], [0, 300]),
+        (2, 4, 1, [4], [0]),
     ]
 
 
@@ -95,36 +97,45 @@ def test_data_without_times_has_no_gaps(spark: SparkSession) -> None:
     assert rows(found) == [(1, "train", 0, 2, 3, [0, 1, 2], [0, 0, 0], [0, 0, 0])]
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("order", ["user by user", "interleaved", "any"])
+@pytest.mark.parametrize("config", [Sequences(length=7), Sequences(length=70, stride=70)])
 def test_results_do_not_depend_on_partitions_batches_or_order(
-    spark: SparkSession, parts: int
+    spark: SparkSession, order: str, config: Sequences
 ) -> None:
-    random = np.random.default_rng(parts)
+    random = np.random.default_rng(0)
     events, expected, positives = [], {}, {}
     for user in range(40):
-        count = 1 if user % 3 else 60
+        count = 1 if user % 3 else 90
         items = random.integers(0, 30, count).tolist()
-        split = ["train"] * max(1, count - 2) + ["validation", "test"][: count - 1]
+        split = ["train"] * max(1, count - 11) + (["validation"] * 10 + ["test"])[: count - 1]
         history = [
-            (user, n, item, n, "view", s)
+            (user, n, item, n * n, "view", s)
             for n, (item, s) in enumerate(zip(items, split, strict=True))
         ]
         events += history
-        expected[user] = [item for item, s in zip(items, split, strict=True) if s == "train"][-7:]
+        for upto, known in (("train", ["train"]), ("validation", ["train", "validation"])):
+            if upto not in split:
+                continue
+            of = [e for e in history if e[5] in known]
+            gaps = [0, *(60 * (b[3] - a[3]) for a, b in zip(of, of[1:], strict=False))]
+            last = slice(-config.length, None)
+            expected[user, upto] = [e[2] for e in of][last], gaps[last]
         positives[user] = [sorted({e[2] for e in history if e[5] == s}) for s in set(split)]
-    random.shuffle(events)
+    if order == "interleaved":  # ascending runs that lie within each other
+        events.sort(key=lambda e: (e[0], e[1] % 2, e[1]))
+    elif order == "any":
+        random.shuffle(events)
     limit = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch") or ""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 11)
     try:
-        table = interactions(spark, events, parts=parts)
-        made = rows(sequences(table, TYPES, Sequences(length=7)))
-        found = {row[0]: row[5][7 - row[4] :] for row in made if row[1] == "train"}
+        table = interactions(spark, events, parts=1 if order == "user by user" else 3)
+        made = rows(sequences(table, TYPES, config))
         wanted = {
             row[0]: [part for part in row[1:] if part] for row in user_positives(table).collect()
         }
     finally:
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", limit)
-    assert found == expected
+    assert {row[:2]: (row[5], row[7]) for row in made} == expected
     assert {u: sorted(p) for u, p in wanted.items()} == {u: sorted(p) for u, p in positives.items()}
 
 

@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from recs.config import Split
-from recs.data.split import interactions, is_per_user
+from recs.config import Events, Split
+from recs.data.split import (
+    SplitError,
+    interactions,
+    is_per_user,
+    telling_unknown_types,
+    weighted,
+)
+
+pytestmark = pytest.mark.planner
 
 EVENTS = (
-    "user string, item string, timestamp timestamp, position bigint, event_type string, "
-    "weight double, positive boolean, held_out string, source string, line bigint"
+    "event_id bigint, user string, item string, timestamp timestamp, position bigint, "
+    "event_type string, weight double, positive boolean, context map<string,string>, "
+    "held_out string, source int, line bigint"
 )
 
 Event = tuple[str, str, dict[str, Any]]
@@ -33,11 +42,12 @@ def table(spark: SparkSession, rows: Iterable[Event], parts: int = 2) -> DataFra
             "event_type": "view",
             "weight": 1.0,
             "positive": True,
+            "context": None,
             "held_out": None,
-            "source": "f",
+            "source": 0,
             "line": line,
         } | changes
-        full.append((user, item, *row.values()))
+        full.append((row["line"], user, item, *row.values()))
     return spark.createDataFrame(full, EVENTS).repartition(parts)
 
 
@@ -59,11 +69,15 @@ def split(
     item_ids = spark.createDataFrame(
         [(i, n) for n, i in enumerate(items)], "item string, item_id int"
     )
+    # Source 0 comes after source 1, whose path sorts before.
+    order = spark.createDataFrame([(0, 1), (1, 0)], "source int, source_order int")
     out = interactions(
         table(spark, rows, parts),
+        order,
         user_ids,
         item_ids,
         Split(**settings),
+        num_items=len(items),
         hold_out=hold_out,
         files_give_validation=False,
         seed=7,
@@ -104,8 +118,8 @@ def test_order_is_time_then_position_then_source_and_line(spark: SparkSession) -
     noon = datetime(2025, 1, 1, 12)
     rows = [
         event("u", "d", timestamp=noon, position=2),
-        event("u", "c", timestamp=noon, position=1, source="g", line=0),
-        event("u", "b", timestamp=noon, position=1, source="f", line=9),
+        event("u", "c", timestamp=noon, position=1, source=0, line=0),
+        event("u", "b", timestamp=noon, position=1, source=1, line=9),
         event("u", "a", timestamp=datetime(2025, 1, 1, 11), position=5),
     ]
     assert [item for _, item, _, _ in sorted(split(spark, rows), key=lambda row: row[2])] == list(
@@ -199,3 +213,20 @@ def test_merged_repeats_are_one_event_at_the_last_place(spark: SparkSession) -> 
     assert [row[1:3] for row in split(spark, rows)] == [("a", 0), ("a", 2), ("b", 1), ("c", 3)]
     merged = split(spark, rows, repeats="merge")
     assert [row[1:3] for row in merged] == [("a", 1), ("b", 0), ("c", 2)]
+
+
+def test_weights_and_polarities_come_of_the_settings(spark: SparkSession) -> None:
+    source = {"path": "x", "columns": {"user": "u", "item": "i", "timestamp": None}}
+    types = {"view": {}, "buy": {"weight": 3}, "dislike": {"polarity": "negative"}}
+    settings = Events.model_validate({"sources": [source], "types": types})
+    rows = [("buy", 2.0), (None, None), ("dislike", 1.5)]
+    events = spark.createDataFrame(rows, "event_type string, value double")
+    found = [(r.event_type, r.weight, r.positive) for r in weighted(events, settings).collect()]
+    assert found == [("buy", 6.0, True), ("view", 1.0, True), ("dislike", 1.5, False)]
+    left = {name: kind for name, kind in settings.types.items() if name != "dislike"}
+    gone = settings.model_copy(update={"types": left})
+    with (
+        pytest.raises(SplitError, match="type dislike, which events.types no longer lists"),
+        telling_unknown_types(),
+    ):
+        weighted(events, gone).collect()

@@ -21,6 +21,7 @@ from recs.data.synthetic import (
     generate,
     write,
 )
+from recs.errors import UserError
 
 CONFIG = SyntheticConfig(
     num_events=6_000, num_users=150, num_items=90, num_clusters=9, num_days=5, seed=3
@@ -176,5 +177,5 @@ def test_items_and_users_are_described(folder: Path) -> None:
 
 
 def test_a_share_out_of_range_is_refused(log: SyntheticLog, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bad_share is 2"):
+    with pytest.raises(UserError, match="bad_share is 2"):
         write(log, str(tmp_path), bad_share=2)

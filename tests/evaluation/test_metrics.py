@@ -1,4 +1,4 @@
-"""Metrics by hand, ties both ways, and a plain NumPy oracle that ranks real lists."""
+"""Metrics by hand, with ties against the model, and a plain NumPy oracle that ranks real lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recs.evaluation import metrics
-from recs.evaluation.metrics import AT_K, TIES, positions_of, user_metrics
+from recs.evaluation.metrics import AT_K, TIES, user_metrics
 
 INF = float("inf")
 
@@ -17,16 +17,27 @@ INF = float("inf")
 def _user(
     ranks: list[int], ties: list[int], candidates: int, k: float = INF, how: str = "against"
 ) -> dict[str, float]:
+    return _measured(ranks, ties, candidates, [True] * len(ranks), k, how)
+
+
+def _measured(
+    ranks: list[int],
+    ties: list[int],
+    candidates: int,
+    counted: list[bool],
+    k: float = INF,
+    how: str = "against",
+) -> dict[str, float]:
     place, same = np.array(ranks, np.int64), np.array(ties, np.int64)
     every = np.full(len(ranks), candidates)
-    counted = np.ones(len(ranks), bool)
     offsets = np.array([0, len(ranks)])
-    row = user_metrics(offsets, place, same, every, counted, np.array([k]), TIES[how])[0]
-    return dict(zip((*AT_K, "auc"), row, strict=True))
+    only = np.array([counted])
+    rows = user_metrics(offsets, place, same, every, only, np.array([k]), how == "random")
+    return dict(zip((*AT_K, "auc"), rows[0, 0], strict=True))
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(metrics) == (0, 10)
+    assert doctest.testmod(metrics) == (0, 8)
 
 
 def test_one_target() -> None:
@@ -72,21 +83,17 @@ def test_several_targets() -> None:
     assert _user([1, 2, 3], [0, 0, 0], 10, k=2)["map"] == pytest.approx(1)
 
 
-def test_ties_against_and_half() -> None:
+def test_ties_count_against_the_model() -> None:
     # Five candidates score the same as the target and nothing above: places 1 to 6.
     assert _user([1], [5], 6, k=5)["hr"] == 0
-    assert _user([1], [5], 6, k=5, how="half")["hr"] == 1
-    # Two tied in places 5 and 6: half of one before it is 5.5, which lies before place 6.
-    assert _user([5], [1], 6, k=5, how="half")["hr"] == 1
-    assert _user([5], [1], 6, k=5, how="against")["hr"] == 0
     assert _user([1], [5], 6)["mrr"] == pytest.approx(1 / 6)
-    assert _user([1], [5], 6, how="half")["mrr"] == pytest.approx(1 / 3.5)
     assert _user([1], [5], 6)["auc"] == 0
-    assert _user([1], [5], 6, how="half")["auc"] == pytest.approx(0.5)
-    # Three targets tied with each other alone are no ties at all.
-    for how in TIES:
-        assert _user([1, 1, 1], [2, 2, 2], 9, k=3, how=how)["precision"] == 1
-        assert _user([1, 1, 1], [2, 2, 2], 9, how=how)["auc"] == 1
+
+
+@pytest.mark.parametrize("how", TIES)
+def test_targets_tied_with_each_other_alone_are_no_ties(how: str) -> None:
+    assert _user([1, 1, 1], [2, 2, 2], 9, k=3, how=how)["precision"] == 1
+    assert _user([1, 1, 1], [2, 2, 2], 9, how=how)["auc"] == 1
 
 
 def test_nothing_ranked_is_zero() -> None:
@@ -120,30 +127,30 @@ def test_against_a_list_in_plain_numpy(seed: int) -> None:
             "auc": np.mean(scores[target][:, None] > others),
         }
     )
-    half = _user(ranks, ties, num_candidates, k, "half")["auc"]
-    compared = scores[target][:, None] - others
-    assert half == pytest.approx(np.mean((compared > 0) + 0.5 * (compared == 0)))
 
 
 def test_only_counted_targets_are_measured_but_all_take_places() -> None:
-    ranks, ties, candidates = np.array([1, 2, 5]), np.zeros(3, np.int64), np.full(3, 8)
-    counted = np.array([False, True, True])
-    offsets, k = np.array([0, 3]), np.array([3.0])
-    row = user_metrics(offsets, ranks, ties, candidates, counted, k, 1.0)[0]
-    found = dict(zip((*AT_K, "auc"), row, strict=True))
+    found = _measured([1, 2, 5], [0, 0, 0], 8, [False, True, True], k=3)
     assert found["mrr"] == pytest.approx(1 / 2)
     assert found["recall"] == pytest.approx(1 / 2)
     assert found["auc"] == pytest.approx((5 / 5 + 3 / 5) / 2)
 
 
-def test_of_equal_targets_those_that_are_not_counted_come_first() -> None:
-    ranks, ties, candidates = np.array([3, 3, 3]), np.full(3, 2), np.full(3, 8)
-    for places in ([True, False, False], [False, True, False], [False, False, True]):
-        counted, offsets, k = np.array(places), np.array([0, 3]), np.array([INF])
-        row = user_metrics(offsets, ranks, ties, candidates, counted, k, 1.0)[0]
-        assert dict(zip((*AT_K, "auc"), row, strict=True))["mrr"] == pytest.approx(1 / 5)
+@pytest.mark.parametrize("place", range(3))
+def test_of_equal_targets_those_that_are_not_counted_come_first(place: int) -> None:
+    found = _measured([3, 3, 3], [2, 2, 2], 8, [n == place for n in range(3)])
+    assert found["mrr"] == pytest.approx(1 / 5)
 
 
-def test_positions_are_distinct() -> None:
-    positions = positions_of(np.array([2, 2, 6]), np.array([3, 3, 0]), 0.5)
-    assert positions.tolist() == [3, 4, 6]
+def test_selections_are_measured_as_each_alone() -> None:
+    offsets, ranks, ties = np.array([0, 2, 3]), np.array([4, 1, 2]), np.array([1, 0, 3])
+    candidates, ks = np.full(3, 9), np.array([2, INF])
+    selections = np.array([[True, True, True], [True, False, False], [False, True, True]])
+    for random in (False, True):
+        found = user_metrics(offsets, ranks, ties, candidates, selections, ks, random)
+        assert found.shape == (2, 3, 13)
+        for s in range(3):
+            one = selections[s : s + 1]
+            alone = user_metrics(offsets, ranks, ties, candidates, one, ks, random)
+            np.testing.assert_array_equal(found[:, s], alone[:, 0])
+    assert not found[1, 1].any()

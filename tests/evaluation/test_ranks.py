@@ -10,7 +10,7 @@ from recs.evaluation.ranks import DIFFERENCES, METRICS, sum_ranks
 
 SCHEMA = (
     "model string, protocol string, split string, user_id int, item_id int, rank bigint, "
-    "ties bigint, candidates bigint, history_length int, head boolean"
+    "ties bigint, candidates bigint, history_length int, head boolean, repeat boolean"
 )
 
 
@@ -26,7 +26,7 @@ def _ranks(num_users: int = 60) -> list[tuple]:
             cold = length == 0
             for model, rank in (("good", place), ("poor", place + int(random.integers(9)))):
                 found = None if cold else rank
-                rows.append((model, *where, found, 0, 200, length, item == 0))
+                rows.append((model, *where, found, 0, 200, length, item == 0, place % 2 == 0))
     return rows
 
 
@@ -42,10 +42,10 @@ def _sorted(frame: DataFrame) -> list[str]:
 def test_values_by_hand(spark: SparkSession) -> None:
     where = ("full", "test")
     ranks = [
-        ("m", *where, 1, 10, 1, 0, 5, 3, True),
-        ("m", *where, 1, 11, 4, 0, 5, 3, False),
-        ("m", *where, 2, 10, 2, 1, 5, 90, True),
-        ("m", *where, 3, 12, None, 0, 5, 0, False),
+        ("m", *where, 1, 10, 1, 0, 5, 3, True, False),
+        ("m", *where, 1, 11, 4, 0, 5, 3, False, True),
+        ("m", *where, 2, 10, 2, 1, 5, 90, True, True),
+        ("m", *where, 3, 12, None, 0, 5, 0, False, False),
     ]
     frame = spark.createDataFrame(ranks, SCHEMA)
     rows = sum_ranks(frame, ks=(2,), replicates=50).metrics(spark).collect()
@@ -60,13 +60,16 @@ def test_values_by_hand(spark: SparkSession) -> None:
         ("mrr", None, "long"): (1 / 3, 1),
         ("mrr", None, "head"): ((1 + 1 / 3) / 2, 2),
         ("mrr", None, "tail"): ((1 / 4 + 0) / 2, 2),
+        ("mrr", None, "repeat"): ((1 / 4 + 1 / 3) / 2, 2),
+        ("mrr", None, "new"): ((1 + 0) / 2, 2),
     }
     for (metric, k, where_), (value, users) in expected.items():
         row = _value(rows, "m", metric, k, where_)
         assert (row.value, row.users) == (pytest.approx(value), users), (metric, where_)
         assert row.lower <= row.value + 1e-12 and row.value <= row.upper + 1e-12
-    half = sum_ranks(frame, ks=(2,), ties="half", replicates=50).metrics(spark).collect()
-    assert _value(half, "m", "mrr", None).value == pytest.approx((1 + 1 / 2.5) / 3)
+    mean = sum_ranks(frame, ks=(2,), ties="random", replicates=50).metrics(spark).collect()
+    assert _value(mean, "m", "mrr", None).value == pytest.approx((1 + (1 / 2 + 1 / 3) / 2) / 3)
+    assert {row.ties for row in mean} == {"random"}
 
 
 def test_same_bits_for_any_partitions_and_order(spark: SparkSession) -> None:
@@ -83,14 +86,16 @@ def test_same_bits_for_any_partitions_and_order(spark: SparkSession) -> None:
 def test_slices_of_tied_targets_do_not_depend_on_the_order_of_rows(spark: SparkSession) -> None:
     where = ("m", "full", "test", 1)
     # Two targets share the first place with each other alone, a third comes after them.
-    ranks = [(*where, item, 1 + item // 2 * 2, 1 - item // 2, 9, 1, item != 1) for item in range(3)]
+    ranks = [
+        (*where, item, 1 + item // 2 * 2, 1 - item // 2, 9, 1, item != 1, None) for item in range(3)
+    ]
     for rows in (ranks, ranks[::-1]):
         totals = sum_ranks(spark.createDataFrame(rows, SCHEMA), ks=(1,), replicates=10)
         found = {
             row.slice: row.value
             for row in totals.metrics(spark).where("metric = 'mrr' AND k IS NULL").collect()
         }
-        assert found == {"all": 1, "warm": 1, "short": 1, "head": 1 / 2, "tail": 1 / 2}
+        assert found == {"all": 1, "warm": 1, "short": 1, "head": 1 / 2, "tail": 1 / 2, "new": 1}
 
 
 def test_differences_are_paired(spark: SparkSession) -> None:
@@ -110,7 +115,7 @@ def test_differences_are_paired(spark: SparkSession) -> None:
 
 def test_interval_is_that_of_the_mean(spark: SparkSession) -> None:
     # Half of 400 users hit: the standard error of the mean is 0.5 / 20.
-    rows = [("m", "full", "test", u, 0, 1 + u % 2, 0, 9, 1, True) for u in range(400)]
+    rows = [("m", "full", "test", u, 0, 1 + u % 2, 0, 9, 1, True, False) for u in range(400)]
     frame = spark.createDataFrame(rows, SCHEMA)
     metrics = sum_ranks(frame, ks=(1,), replicates=1000).metrics(spark)
     found = _value(metrics.collect(), "m", "hr", 1)
@@ -121,8 +126,13 @@ def test_interval_is_that_of_the_mean(spark: SparkSession) -> None:
 
 def test_slices_are_optional_and_mistakes_named(spark: SparkSession) -> None:
     frame = spark.createDataFrame(_ranks(12), SCHEMA)
-    plain = sum_ranks(frame.drop("history_length", "head"), ks=(10,), replicates=10)
-    assert {row.slice for row in plain.metrics(spark).collect()} == {"all"}
+    for dropped, there in (
+        (["history_length", "head", "repeat"], {"all"}),
+        (["history_length", "repeat"], {"all", "head", "tail"}),
+        (["history_length", "head"], {"all", "repeat", "new"}),
+    ):
+        plain = sum_ranks(frame.drop(*dropped), ks=(10,), replicates=10)
+        assert {row.slice for row in plain.metrics(spark).collect()} == there
     with pytest.raises(ValueError, match="ties 'best'"):
         sum_ranks(frame, ties="best")
     with pytest.raises(ValueError, match="ranks lack column candidates"):

@@ -22,7 +22,7 @@ from recs.nn.samplers import (
     make_sampler,
     random_bits,
 )
-from recs.sampling import hash_bits, hash_stream
+from recs.sampling.hashing import TRAINING_NEGATIVES, hash_bits, hash_stream
 
 NUM_ITEMS = 20
 COUNTS = torch.arange(NUM_ITEMS) % 5 * 1.0  # every fifth item is never asked for
@@ -71,12 +71,12 @@ def _rows(places: Places, rows: Tensor) -> Places:
 
 
 def test_bits_are_those_of_splitmix() -> None:
-    """The same chain of hashes as of the samplers in :mod:`recs.sampling`, one level deeper."""
+    """The same chain of hashes as of :mod:`recs.sampling.hashing`, one level deeper."""
     numbers, draws = torch.tensor([0, 5, 2**40]), torch.arange(3)
     bits = random_bits(11, 4, numbers, draws)
     for m, number in enumerate(numbers.tolist()):
         for k in range(3):
-            level = np.uint64(hash_bits(np.uint64(hash_stream(11, 4)), number))
+            level = np.uint64(hash_bits(np.uint64(hash_stream(11, TRAINING_NEGATIVES, 4)), number))
             expected = int(hash_bits(level, k))
             assert bits[m, k].item() % 2**64 == expected
 

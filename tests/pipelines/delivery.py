@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -35,13 +36,14 @@ def deliver(folder: Path, day: int, users: range) -> None:
     events = folder / "events"
     events.mkdir(exist_ok=True)
     lines = ["u,i,t,e"]
+    date = f"{datetime(2025, 1, 1) + timedelta(days=day - 1):%Y-%m-%d}"
     for user in users:
         first = 0 if user % 2 == 0 else 10
         for step in range(6):
             item = first + (user + step * (1 + user % 3)) % 10
-            lines.append(f"user{user},item{item},2025-01-{day:02d}T00:00:{step:02d}Z,view")
-    lines.append(f"user{users[0]},item5,2025-01-{day:02d}T01:00:00Z,dislike")
-    lines.append(f",item5,2025-01-{day:02d}T01:00:00Z,view")
+            lines.append(f"user{user},item{item},{date}T00:00:{step:02d}Z,view")
+    lines.append(f"user{users[0]},item5,{date}T01:00:00Z,dislike")
+    lines.append(f",item5,{date}T01:00:00Z,view")
     (events / f"day-{day:02d}.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -1,11 +1,13 @@
-"""Days delivered one by one end in the same tables as all at once."""
+"""Days delivered one by one, whatever runs in between, end in the same tables as all at once."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.run import STAGES, open_lake, run_stages
@@ -19,16 +21,21 @@ OVERRIDES = ("sequences.length=4", "events.max_reject_share=1")
 TABLES = ("events", "user_ids", "item_ids", "interactions", "sequences", "user_positives")
 
 
-def prepare(config: Config) -> Lake:
+def run(config: Config, *stages: str) -> Lake:
     lake = open_lake(config)
-    run_stages([STAGES[name] for name in PREPARE], config, lake)
+    run_stages([STAGES[name] for name in stages], config, lake)
     return lake
 
 
+def prepare(config: Config) -> Lake:
+    return run(config, *PREPARE)
+
+
 def tables(lake: Lake) -> dict[str, list[str]]:
+    """Return all rows of the tables; of an event all but the number of its file."""
     versions = Ledger(lake).versions()
     found = {name: lake.load(name, versions[lake.key(name)]).drop("run_id") for name in TABLES}
-    return {name: sorted(map(str, df.collect())) for name, df in found.items()}
+    return {name: sorted(map(str, df.drop("source").collect())) for name, df in found.items()}
 
 
 def test_days_one_by_one_end_as_all_at_once(
@@ -57,3 +64,33 @@ def test_days_one_by_one_end_as_all_at_once(
         rows = lake.load(table, versions[lake.key(table)]).where("run_id = 'second'")
         written = {row["user"] for row in rows.join(users, "user_id").collect()}
         assert written == {"user3", *(f"user{n}" for n in range(26, 34))}, table
+
+
+@pytest.mark.parametrize(
+    "days", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_ingests_between_the_stages_of_a_night_lose_nothing(
+    spark: SparkSession,
+    configured: Callable[..., Config],
+    delivery: Path,
+    tmp_path: Path,
+    days: int,
+) -> None:
+    """Each night's stages are done with an ingest of new events before each but the first."""
+    hours = itertools.count(2)
+    weight = "events.types.view.weight=1"
+    for night in range(days):
+        if night == days // 2:
+            weight = "events.types.view.weight=3"
+        config = configured(*OVERRIDES, weight, f"root={tmp_path}/nightly", f"run_id=night-{night}")
+        for stage in PREPARE:
+            run(config, stage)
+            hour = next(hours)
+            deliver(delivery, hour, range(20 + hour, 28 + hour))
+            between = f"run_id=hour-{hour}"
+            run(configured(*OVERRIDES, weight, f"root={tmp_path}/nightly", between), "ingest")
+    lake = prepare(configured(*OVERRIDES, weight, f"root={tmp_path}/nightly", "run_id=last"))
+    at_once = prepare(configured(*OVERRIDES, weight, f"root={tmp_path}/at_once"))
+    found, expected = tables(lake), tables(at_once)
+    for name in TABLES:
+        assert found[name] == expected[name], name

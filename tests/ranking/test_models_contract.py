@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from recs.arrays.files import load_array, save_array
 from recs.arrays.lists import Lists, offsets_of
 from recs.arrays.matrix import write_csr
+from recs.errors import UserError
 from recs.ranking.catalogue import ItemCatalogue, write_catalogue, write_names
 from recs.ranking.embeddings import EmbeddingScorer, write_embeddings
 from recs.ranking.jobs import rank, recommend, score
@@ -459,5 +460,5 @@ def test_vectors_refuse_repeated_and_foreign_items(spark: SparkSession, tmp_path
         write_popularity(spark.createDataFrame([(3, 1.0)], schema), str(tmp_path), 3)
     with pytest.raises(Exception, match="more than one row"):
         write_popularity(spark.createDataFrame([(1, 1.0)] * 2, schema), str(tmp_path), 3)
-    with pytest.raises(ValueError, match="the table is empty"):
+    with pytest.raises(UserError, match="the table is empty"):
         write_popularity(spark.createDataFrame([], schema), str(tmp_path), 3)

@@ -21,9 +21,9 @@ from recs.slim.fit import (
     solve,
     write_weights,
 )
+from recs.slim.gram import Gram
 from recs.slim.solver import Options, Similarity
 from recs.slim.solver import solve as solve_here
-from recs.slim.source import Gram
 from recs.slim.streamed import StreamedProblem
 
 M, N = 60, 23

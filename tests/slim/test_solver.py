@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from recs.slim import solver
+from recs.slim.gram import Gram, tail_starts
 from recs.slim.solver import Options, Solution, Weights
-from recs.slim.source import Gram, tail_starts
 
 #: Sizes of the table: no tail, no table, some of both, a table of all with A beside it.
 HEADS = [None, 0, 1, 12, 30]

@@ -9,8 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recs.data.export import export, with_targets
 from recs.training.dataset import TrainingSet
+from recs.training.export import export, with_targets
 
 NUM_USERS, NUM_ITEMS, LENGTH, LANES = 120, 30, 40, 4
 
@@ -33,10 +33,7 @@ def training_set(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
     for user, items in enumerate(histories()):
         types = [1 if n % 7 == 6 else 0 for n in range(len(items))]
         kept, kinds = items[:-1][-LENGTH:], types[:-1][-LENGTH:]
-        pad = LENGTH - len(kept)
-        rows.append(
-            (user, len(items) - 2, len(kept), [-1] * pad + kept, [-1] * pad + kinds, [0] * LENGTH)
-        )
+        rows.append((user, len(items) - 2, len(kept), kept, kinds, [0] * len(kept)))
         events.append((user, items[-1], len(items) - 1, True, "validation"))
         liked = {item for item, kind in zip(items[:-1], types, strict=False) if kind == 0}
         wanted.append((user, sorted(liked)))

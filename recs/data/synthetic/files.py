@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from recs.arrays.streams import whole_runs
 from recs.data.synthetic.values import EVENT_TYPES, SECONDS_A_DAY, Draws, SyntheticLog
+from recs.errors import UserError
 from recs.storage import filesystem, join, remove_tree
 
 EventFormat = Literal["csv", "parquet"]
@@ -94,11 +96,11 @@ def write(
 
     Raises
     ------
-    ValueError
+    UserError
         If ``bad_share`` is out of range.
     """
     if not 0 <= bad_share <= 1:
-        raise ValueError(f"bad_share is {bad_share}; it must lie in [0, 1]")
+        raise UserError(f"bad_share is {bad_share}; it must lie in [0, 1]")
     items = log.items.select(
         _number("item"),
         F.to_json(F.struct("item", "title", "category", "text", "price")).alias("line"),
@@ -198,7 +200,7 @@ def _write_files(
     """
 
     def write_task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for file, table in _by_file(batches):
+        for file, table in whole_runs(batches, "file"):
             fs, making = filesystem(join(folder, _WRITING, uuid.uuid4().hex))
             _, path = filesystem(join(folder, name(file)))
             for target in (making, path):
@@ -211,23 +213,6 @@ def _write_files(
     sorted_rows = rows.repartition(num_tasks, "file").sortWithinPartitions("file")
     written = sorted_rows.mapInArrow(write_task, "rows bigint").agg(F.sum("rows")).collect()
     return int(written[0][0])
-
-
-def _by_file(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """Gather rows that come sorted by file: yield each file's number and its rows."""
-    file, held = -1, list[pa.RecordBatch]()
-    for batch in batches:
-        files = batch.column("file").to_numpy()
-        cuts = np.flatnonzero(np.diff(files)) + 1
-        for start, stop in zip([0, *cuts], [*cuts, files.size], strict=True):
-            if held and start < stop and files[start] != file:
-                yield file, pa.Table.from_batches(held)
-                held = []
-            if start < stop:
-                file = int(files[start])
-                held.append(batch.slice(start, stop - start))
-    if held:
-        yield file, pa.Table.from_batches(held)
 
 
 def _event_rows(events: pa.Table, day: date) -> Iterator[pa.Table]:

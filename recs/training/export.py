@@ -12,7 +12,11 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recs.arrays.files import write_vectors
+from recs.arrays.lists import read_lists, right_aligned
 from recs.arrays.matrix import write_csr
+from recs.arrays.streams import whole_runs
+from recs.errors import UserError
+from recs.schema import PADDING
 from recs.storage import filesystem, join
 from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
 from recs.training.plan import File, lengths_up_to
@@ -72,7 +76,7 @@ def export(
 
     Raises
     ------
-    ValueError
+    UserError
         If there is nothing to train on.
     """
     parts, columns = {}, ""
@@ -80,7 +84,7 @@ def export(
         parts[part], found = _write(rows, part, folder, lanes, seed)
         columns = columns or found
     if not any(file.rows for file in parts["train"]):
-        raise ValueError("there are no sequences to train on: run the stages split and sequences")
+        raise UserError("there are no sequences to train on: run the stages split and sequences")
     pairs = user_positives.select("user_id", F.explode("items").alias("item_id"))
     write_csr(
         pairs,
@@ -127,7 +131,7 @@ def _write(
 ) -> tuple[list[File], str]:
     """Write the files of a part; return them and what their columns are."""
     numbers = [name for name in ("user_id", "length", "target") if name in rows.columns]
-    longest = rows.agg(F.max(F.size("items"))).collect()[0][0]
+    longest = rows.agg(F.max("length")).collect()[0][0]
     if longest is None:
         return [], ""
     lengths = lengths_up_to(longest)
@@ -154,7 +158,7 @@ def _write(
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        for file, table in _by_file(batches):
+        for file, table in whole_runs(batches, "file"):
             made = _table(table, numbers, width[file])
             name = f"{part}-{file:06d}-{uuid.uuid4().hex[:8]}.parquet"
             _save(made, join(folder, name))
@@ -200,39 +204,17 @@ def _file(counts: np.ndarray, files: np.ndarray) -> Column:
     return (of_bucket(first) + number % of_bucket(files)).cast("int")
 
 
-def _by_file(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """Return each file's rows; batches come sorted by file."""
-    import pyarrow as pa
-
-    held: list[pa.RecordBatch] = []
-    present = -1
-    for batch in batches:
-        numbers = batch.column("file").to_numpy()
-        cuts = np.flatnonzero(np.diff(numbers, prepend=present)).tolist()
-        bounds = [0, *(cut for cut in cuts if cut), batch.num_rows]
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            if stop == start:
-                continue
-            if numbers[start] != present and held:
-                yield present, pa.Table.from_batches(held)
-                held = []
-            present = int(numbers[start])
-            held.append(batch.slice(start, stop - start))
-    if held:
-        yield present, pa.Table.from_batches(held)
-
-
 def _table(table: pa.Table, numbers: Sequence[str], length: int) -> pa.Table:
-    """Return a file's columns, arrays cut to their last ``length`` entries."""
+    """Return a file's columns, arrays as their last ``length`` entries, padded on the left."""
     import pyarrow as pa
 
     fields, columns = [], []
     for name in numbers:
         fields.append(pa.field(name, pa.int32(), nullable=False))
         columns.append(table.column(name).cast(pa.int32()).combine_chunks())
+    (batch,) = table.combine_chunks().to_batches()
     for name in ARRAYS:
-        flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        kept = np.ascontiguousarray(flat.reshape(table.num_rows, -1)[:, -length:], np.int32)
+        kept = right_aligned(read_lists(batch, name), length, 0 if name == "gaps" else PADDING)
         offsets = np.arange(table.num_rows + 1, dtype=np.int32) * length
         # Without nulls there are fewer levels to decode.
         kind = pa.list_(pa.field("element", pa.int32(), nullable=False))

@@ -1,4 +1,4 @@
-"""What the tasks of SLIM's jobs share: rows of results out, earlier weights in."""
+"""Solutions as rows of a DataFrame, and weights from files."""
 
 from __future__ import annotations
 

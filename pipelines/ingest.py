@@ -1,0 +1,241 @@
+"""Raw deliveries → events, and what is known of items and users: the stage ``ingest``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from functools import reduce
+
+from pyspark.sql import DataFrame, Observation
+from pyspark.sql import functions as F
+
+from pipelines.job import Job, Stage
+from recs.config import CandidateSource, EventSource, ItemSource, Source, UserSource
+from recs.data import entities, ingest
+from recs.data.files import Delivered, ledger_rows, new_deliveries, settings_hash
+from recs.data.sources import RAW, REASON, SOURCE, read_lines, read_rows
+from recs.session import num_tasks, settings
+from recs.storage import join
+
+log = logging.getLogger("recs")
+
+
+def run_ingest(job: Job) -> None:
+    """Read what is new of the events, and of what is known of items, users and candidates."""
+    conf = {
+        # How files are cut into tasks is the same whenever they are read: lines are numbered by it.
+        "spark.sql.files.minPartitionNum": str(num_tasks(job.spark)),
+        # Times in nanoseconds, as pandas writes them, are read as numbers, and not refused.
+        "spark.sql.legacy.parquet.nanosAsLong": "true",
+    }
+    with settings(job.spark, conf):
+        deliveries = _Deliveries(job)
+        job.run.keep("events")
+        job.run.keep("quarantine")
+        _read_events(job, deliveries)
+        _read_entities(job, deliveries)
+        _read_candidates(job, deliveries)
+        if deliveries.rows:
+            job.write("files", reduce(DataFrame.unionByName, deliveries.rows), "append")
+
+
+@dataclass
+class _Deliveries:
+    """What this run reads, by the ledger of what was read before; see :mod:`recs.data.files`."""
+
+    job: Job
+    rows: list[DataFrame] = field(default_factory=list)
+    next_number: int = 0
+    _taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.job.run.has("files"):
+            highest = self.job.read("files").agg(F.max("source")).collect()[0][0]
+            self.next_number = 0 if highest is None else highest + 1
+
+    def new(self, source: Source | CandidateSource, kind: str) -> list[Delivered]:
+        """Return what is new of a source, and note that it is read."""
+        found = self._unread(source, kind)
+        if kind == "events":
+            # A file that two globs find is read by the first.
+            found = [delivered for delivered in found if delivered.path not in self._taken]
+            self._taken |= {delivered.path for delivered in found}
+        else:
+            # A table of items is one of what is known now: its newest version is read whole.
+            found = [replace(delivered, since=None) for delivered in found]
+        self._note(found, kind, settings_hash(source))
+        return found
+
+    def is_changed(self, source: Source | CandidateSource, kind: str) -> bool:
+        """Tell whether anything of a source is new."""
+        return bool(self._unread(source, kind))
+
+    def all(self, source: Source | CandidateSource, kind: str) -> list[Delivered]:
+        """Return all of a source, and note that it is read."""
+        path = self.job.config.locate(source)
+        found = new_deliveries(self.job.spark, source, path, None, self.next_number)
+        self._note(found, kind, settings_hash(source))
+        return found
+
+    def _unread(self, source: Source | CandidateSource, kind: str) -> list[Delivered]:
+        known = None
+        if self.job.run.has("files"):
+            known = self.job.read("files").where(F.col("kind") == kind)
+            if kind != "events":
+                # Events are events, however they are read; what else is delivered is read again
+                # when the settings of its source change.
+                known = known.where(F.col("settings") == settings_hash(source))
+        path = self.job.config.locate(source)
+        return new_deliveries(self.job.spark, source, path, known, self.next_number)
+
+    def _note(self, found: list[Delivered], kind: str, how: str) -> None:
+        if found:
+            self.next_number = found[-1].source + 1
+            self.rows.append(ledger_rows(self.job.spark, found, kind, how))
+
+
+def _read_events(job: Job, deliveries: _Deliveries) -> None:
+    accepted, repeats = 0, 0
+    for source in job.config.events.sources:
+        new = deliveries.new(source, "events")
+        if new:
+            good, repeated = _read_source(job, source, new)
+            accepted, repeats = accepted + good, repeats + repeated
+    rejected: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    if job.run.rows_written("quarantine"):
+        own = job.run.read("quarantine").where(F.col("run_id") == job.run.run_id)
+        rejected, examples = ingest.count(own)
+    if repeats:
+        rejected[ingest.DUPLICATE] = repeats
+    ingest.Counts(accepted, rejected, examples).require(job.config.events.max_reject_share)
+    job.run.details["rejected"] = json.dumps(rejected)
+    level = logging.WARNING if rejected else logging.INFO
+    log.log(level, "events read", extra={"accepted": accepted, **rejected})
+
+
+def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tuple[int, int]:
+    """Write what is new of a source; return the accepted rows, and those that repeat an event.
+
+    Rows are written before it is known which of them repeat an event: that is told by what was
+    written, and where any do, which is rare, they are written once more without these.
+    """
+    run, columns = job.run, source.columns
+    rows = read_rows(
+        job.spark,
+        source,
+        new,
+        ingest.columns_read(source),
+        work=join(job.work_folder, f"added-{new[0].source}"),
+        nested=columns.context,
+        numbers=[columns.weight] if columns.weight else [],
+        dates=[columns.timestamp] if columns.timestamp and not source.has_unit else [],
+    )
+    now = run.started_at.astimezone(UTC).replace(tzinfo=None)
+    parsed = ingest.parse(rows, source, job.config.events, now=now)
+    rejected = Observation()
+    counted = parsed.drop(RAW).observe(rejected, F.count(REASON).alias("rows"))
+    earlier = run.read("events") if run.rows_before("events") else None
+    written = job.write("events", counted.where(F.col(REASON).isNull()).drop(REASON), "append")
+    added = run.read("events").where(
+        (F.col("run_id") == run.run_id) & (F.col("source") >= new[0].source)
+    )
+    has_times = columns.timestamp is not None
+    repeated = job.persist(ingest.duplicates(added, earlier, has_times=has_times))
+    kept = written
+    bad = [parsed.where(F.col(REASON).isNotNull())] if rejected.get["rows"] else []
+    if not repeated.isEmpty():
+        run.take_back("events")
+        once, again = ingest.without(parsed, repeated)
+        kept = job.write("events", once, "append")
+        some = again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES)
+        bad.append(some.withColumn(REASON, F.lit(ingest.DUPLICATE)))
+    for df in bad:
+        _put_aside(job, df, "source", "line", new)
+    return kept, written - kept
+
+
+def _put_aside(
+    job: Job, rejected: DataFrame, source: str, line: str, new: Sequence[Delivered]
+) -> None:
+    """Write rejected rows (_raw, _reason, and their place) to ``quarantine``."""
+    rows = rejected.select(RAW, REASON, F.col(source).alias("source"), F.col(line).alias("line"))
+    job.write("quarantine", ingest.quarantined(rows, _paths(job, new)), "append")
+
+
+def _paths(job: Job, new: Sequence[Delivered]) -> DataFrame:
+    rows = [(delivered.source, delivered.path) for delivered in new]
+    return job.spark.createDataFrame(rows, "source int, path string")
+
+
+def _read_entities(job: Job, deliveries: _Deliveries) -> None:
+    """Extend what is known of items and users by what is new; tables are written if any is."""
+    for kind, sources in (("items", job.config.items), ("users", job.config.users)):
+        found = job.read(kind) if job.run.rows_before(kind) else None
+        changed = False
+        for source in sources:
+            new = deliveries.new(source, kind)
+            if new:
+                found = entities.merged(found, _read_entity(job, source, new), kind[:-1])
+                changed = True
+        if changed and found is not None:
+            job.write(kind, found)
+
+
+def _read_entity(job: Job, source: ItemSource | UserSource, new: Sequence[Delivered]) -> DataFrame:
+    work = join(job.work_folder, f"added-{new[0].source}")
+    if isinstance(source, ItemSource):
+        key, column, columns = "item", source.item, entities.item_columns(source)
+    else:
+        key, column, columns = "user", source.user, entities.user_columns(source)
+    others = [name for name in columns if name != column]
+    rows = read_rows(job.spark, source, new, columns, work=work, nested=others)
+    rows = job.persist(entities.with_reason(rows, key, column))
+    _report(job, rows, f"{key} with an id", new)
+    return (
+        entities.items(rows, source)
+        if isinstance(source, ItemSource)
+        else entities.users(rows, source)
+    )
+
+
+def _read_candidates(job: Job, deliveries: _Deliveries) -> None:
+    """Write the candidate lists anew if any of their files is new."""
+    sources = job.config.candidates
+    if not any(deliveries.is_changed(source, "candidates") for source in sources):
+        return
+    lists = []
+    for source in sources:
+        found = deliveries.all(source, "candidates")
+        lines = job.persist(entities.with_form(read_lines(job.spark, source, found)))
+        _report(job, lines, "list of the form '(user,item)<tab>candidate<tab>…'", found)
+        lists.append(entities.candidate_lists(lines))
+    job.write("candidate_lists", reduce(DataFrame.unionByName, lists))
+
+
+def _report(job: Job, judged: DataFrame, what: str, new: Sequence[Delivered]) -> None:
+    """Put rejected rows aside and tell how many there are.
+
+    Raises
+    ------
+    SourceError
+        If a file has no other.
+    """
+    rejected = entities.require_some(judged, _paths(job, new), what)
+    if rejected:
+        _put_aside(job, judged.where(F.col(REASON).isNotNull()), SOURCE, "_line", new)
+        log.warning(f"rows that are no {what} are put aside", extra=rejected)
+
+
+INGEST = Stage(
+    "ingest",
+    "Read new events, items, users and candidate lists; put bad rows in quarantine.",
+    reads=("files", "events", "items", "users"),
+    writes=("files", "events", "quarantine", "items", "users", "candidate_lists"),
+    settings=("events", "items", "users", "candidates", "data", "folder"),
+    work=run_ingest,
+    shared=True,
+)

@@ -1,0 +1,51 @@
+"""Files are there whole or not at all, on whatever storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from recs import storage
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A folder that is not there yet; the remote one lies on fsspec's file system in memory."""
+    if request.param == "local":
+        yield str(tmp_path / "new")
+        return
+    monkeypatch.setitem(storage.SCHEMES, "s3", "memory")
+    yield "s3://bucket/new"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def _files(folder: str) -> dict[str, bytes]:
+    fs, path = storage.filesystem(folder)
+    return {name.rpartition("/")[2]: fs.cat_file(name) for name in fs.find(path)}
+
+
+def test_two_may_write_a_file_at_once(folder: str) -> None:
+    uri = storage.join(folder, "deep", "file")
+    with storage.writing(uri) as first, storage.writing(uri) as second:
+        first.write(b"from the first")
+        second.write(b"second")
+    assert _files(folder) == {"file": b"from the first"}  # which ended last
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_what_was_there(
+    folder: str, failure: type[BaseException]
+) -> None:
+    uri = storage.join(folder, "file")
+    for before in ({}, {"file": b"old"}):
+        if before:
+            storage.write_file(uri, b"old")
+        with pytest.raises(failure), storage.writing(uri) as file:
+            file.write(b"half of the new")
+            raise failure
+        assert _files(folder) == before
