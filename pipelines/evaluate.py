@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
@@ -11,10 +12,10 @@ from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.prepare import read_histories
 from pipelines.recommend import require_lists
-from recs.config import Config, Gate
+from recs.config import NETWORKS, Config, Gate
 from recs.data.histories import with_targets
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
-from recs.evaluation.ranks import sum_ranks
+from recs.evaluation.ranks import shortages, sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
 from recs.lake import LakeError
 from recs.ranking.catalogue import ItemCatalogue, write_catalogue
@@ -22,6 +23,8 @@ from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import Recommender
 from recs.storage import join
+
+log = logging.getLogger("recs")
 
 
 class GateFailed(RuntimeError):
@@ -40,6 +43,7 @@ def run_evaluate(job: Job) -> None:
     catalogue = write_catalogue(job.read("catalogue"), folder, job.num_items())
     ranks, judgements = _measured_users(job, catalogue, version)
     job.write("ranks", reduce(DataFrame.unionByName, ranks))
+    _warn_of_shortages(job)
     totals = sum_ranks(
         job.read("ranks"),
         settings.ks,
@@ -62,7 +66,13 @@ def run_evaluate(job: Job) -> None:
     )
     if judgements:
         job.write("judgements", reduce(DataFrame.unionByName, judgements))
-        found = relevance_metrics(job.read("judgements"), settings.split)
+        found = relevance_metrics(
+            job.read("judgements"),
+            settings.split,
+            logits=[name for name in job.config.models if name in NETWORKS],
+            replicates=settings.bootstrap,
+            seed=job.config.seed,
+        )
         metrics = metrics.unionByName(found)
     else:
         job.clear("judgements")
@@ -71,6 +81,15 @@ def run_evaluate(job: Job) -> None:
         job.write("metric_differences", totals.differences(job.spark, settings.baseline))
     else:
         job.clear("metric_differences")
+
+
+def _warn_of_shortages(job: Job) -> None:
+    """Say of which protocols some users had fewer candidates than the protocol's number."""
+    protocols = [name for name in job.config.evaluate.protocols if name != RELEVANCE]
+    sampled = {name: RankingProtocol(name).num_negatives for name in protocols}
+    ranks = job.read("ranks").where(F.col("model") == job.config.models[0])
+    for short in shortages(ranks, {name: num for name, num in sampled.items() if num}):
+        log.warning("%s", short)
 
 
 def require_targets(job: Job) -> None:
