@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
@@ -11,11 +12,16 @@ from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.recommend import require_lists
+<<<<<<< HEAD
 from recs.config import Config, Gate
 from recs.data.histories import with_candidates
 from recs.errors import UserError
+=======
+from recs.config import NETWORKS, Config, Gate
+from recs.data.histories import with_targets
+>>>>>>> w-eval
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
-from recs.evaluation.ranks import sum_ranks
+from recs.evaluation.ranks import shortages, sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
 from recs.lake import LakeError
 from recs.ranking.catalogue import ItemCatalogue
@@ -23,6 +29,8 @@ from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import Recommender
 from recs.storage import join
+
+log = logging.getLogger("recs")
 
 
 class GateFailed(UserError):
@@ -41,8 +49,13 @@ def run_evaluate(job: Job) -> None:
     version = version[F.col("model")]
     catalogue = open_catalogue(job)
     ranks, judgements = _measured_users(job, catalogue, version)
+<<<<<<< HEAD
     with bounded_batches(job.spark):
         job.write("ranks", reduce(DataFrame.unionByName, ranks))
+=======
+    job.write("ranks", reduce(DataFrame.unionByName, ranks))
+    _warn_of_shortages(job)
+>>>>>>> w-eval
     totals = sum_ranks(
         job.read("ranks"),
         settings.ks,
@@ -65,9 +78,20 @@ def run_evaluate(job: Job) -> None:
         )
     )
     if judgements:
+<<<<<<< HEAD
         with bounded_batches(job.spark):
             job.write("judgements", reduce(DataFrame.unionByName, judgements))
         found = relevance_metrics(job.read("judgements"), settings.split)
+=======
+        job.write("judgements", reduce(DataFrame.unionByName, judgements))
+        found = relevance_metrics(
+            job.read("judgements"),
+            settings.split,
+            logits=[name for name in job.config.models if name in NETWORKS],
+            replicates=settings.bootstrap,
+            seed=job.config.seed,
+        )
+>>>>>>> w-eval
         metrics = metrics.unionByName(found)
     else:
         job.clear("judgements")
@@ -76,6 +100,15 @@ def run_evaluate(job: Job) -> None:
         job.write("metric_differences", totals.differences(job.spark, settings.baseline))
     else:
         job.clear("metric_differences")
+
+
+def _warn_of_shortages(job: Job) -> None:
+    """Say of which protocols some users had fewer candidates than the protocol's number."""
+    protocols = [name for name in job.config.evaluate.protocols if name != RELEVANCE]
+    sampled = {name: RankingProtocol(name).num_negatives for name in protocols}
+    ranks = job.read("ranks").where(F.col("model") == job.config.models[0])
+    for short in shortages(ranks, {name: num for name, num in sampled.items() if num}):
+        log.warning("%s", short)
 
 
 def require_targets(job: Job) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -251,3 +251,60 @@ def _slices(
 
 def _means(sums: np.ndarray) -> np.ndarray:
     return replicate_means(sums[1:], sums[0])
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Targets that were ranked among fewer sampled candidates than their protocol says.
+
+    Attributes
+    ----------
+    protocol
+        Its name.
+    wanted
+        Candidates to be sampled for each user.
+    targets
+        How many targets had fewer, of all models alike.
+    fewest
+        The smallest number that was sampled.
+    """
+
+    protocol: str
+    wanted: int
+    targets: int
+    fewest: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.protocol}: {self.targets} targets were ranked among fewer than {self.wanted} "
+            f"sampled items (the fewest: {self.fewest}), for their users have events of all "
+            "others; among so few they end higher: read the figures of protocol full instead"
+        )
+
+
+def shortages(ranks: DataFrame, wanted: Mapping[str, int]) -> list[Shortage]:
+    """Return the protocols under which some users had fewer candidates than the protocol's number.
+
+    Parameters
+    ----------
+    ranks
+        protocol, user_id, candidates, of one model: those of another are the same.
+    wanted
+        Sampled protocols, and the candidates that each samples for a user.
+    """
+    from pyspark.sql import functions as F
+
+    if not wanted:
+        return []
+    sampled = F.col("candidates") - F.col("targets")
+    users = ranks.where(F.col("protocol").isin(*wanted)).groupBy("protocol", "user_id")
+    counted = users.agg(F.count("*").alias("targets"), F.max("candidates").alias("candidates"))
+    short = F.lit(False)
+    for name, number in wanted.items():
+        short = short | ((F.col("protocol") == name) & (sampled < number))
+    found = counted.where(short).groupBy("protocol")
+    rows = found.agg(F.sum("targets").alias("targets"), F.min(sampled).alias("fewest")).collect()
+    return [
+        Shortage(row.protocol, wanted[row.protocol], row.targets, row.fewest)
+        for row in sorted(rows, key=lambda row: row.protocol)
+    ]

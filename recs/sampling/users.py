@@ -41,7 +41,11 @@ class Sampler:
         *,
         purpose: int = POPULAR_CANDIDATES,
     ) -> Sampler:
-        """Items are drawn in proportion to ``counts ** alpha`` (int64[N], events in training)."""
+        """Items are drawn in proportion to ``counts ** alpha`` (int64[N]).
+
+        Candidates are drawn by the counts of events that models are fitted on. That departs from
+        BERT4Rec (Sun et al. 2019), whose code counts the held-out events too.
+        """
         return cls(group_items(recommendable * np.asarray(counts, np.float64) ** alpha), purpose)
 
     def sample(
@@ -56,7 +60,7 @@ class Sampler:
 
         A user draws at most a bounded number of times; what is missing then is drawn exactly from
         the items left to them. Users who have fewer items left than ``size`` get all of these:
-        fewer, or none.
+        fewer, or none. A target without any competitor is at rank 1 of 1, as under full ranking.
 
         Parameters
         ----------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 
-from recs.evaluation.ranks import DIFFERENCES, METRICS, sum_ranks
+from recs.evaluation.ranks import DIFFERENCES, METRICS, shortages, sum_ranks
 
 SCHEMA = (
     "model string, protocol string, split string, user_id int, item_id int, rank bigint, "
@@ -139,3 +139,18 @@ def test_slices_are_optional_and_mistakes_named(spark: SparkSession) -> None:
         sum_ranks(frame.drop("candidates"))
     with pytest.raises(ValueError, match="baseline worst has no ranks; there are good, poor"):
         sum_ranks(frame, replicates=10).differences(spark, "worst")
+
+
+def test_shortages_of_sampled_candidates(spark: SparkSession) -> None:
+    rows = [
+        ("uniform5", 1, 6),
+        *[("uniform5", 2, 6)] * 2,  # two targets and four sampled items
+        ("uniform5", 3, 1),
+        ("popularity9", 1, 10),
+        ("full", 1, 3),
+    ]
+    frame = spark.createDataFrame(rows, "protocol string, user_id int, candidates bigint")
+    [short] = shortages(frame, {"uniform5": 5, "popularity9": 9})
+    assert (short.protocol, short.wanted, short.targets, short.fewest) == ("uniform5", 5, 3, 0)
+    assert "uniform5: 3 targets were ranked among fewer than 5 sampled items" in str(short)
+    assert shortages(frame, {}) == shortages(frame, {"popularity9": 9}) == []

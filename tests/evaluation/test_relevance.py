@@ -60,20 +60,27 @@ def test_held_out_items_are_judged_and_as_many_drawn(
 
 def test_metrics_by_hand(spark: SparkSession) -> None:
     rows = [
-        # Of 3 x 2 pairs of a liked and another 4 are in order and one is equal.
-        *(("a", user, 0, True, score) for user, score in enumerate((2.0, 1.0, -1.0))),
-        *(("a", user, 1, False, score) for user, score in enumerate((1.0, -2.0))),
+        # User 0: of 2 x 2 pairs of a liked and another item 2 are in order and one is equal.
+        *(("a", 0, item, True, score) for item, score in enumerate((2.0, -1.0))),
+        *(("a", 0, item, False, score) for item, score in enumerate((2.0, -2.0), 2)),
+        ("a", 1, 0, True, 1.0),
+        ("a", 1, 1, False, 0.5),
+        ("a", 2, 0, True, 1.0),
         ("b", 0, 0, True, 1.0),
+        ("slim", 0, 0, True, 3.0),
+        ("slim", 0, 1, False, 4.0),
     ]
     judged = spark.createDataFrame(
         rows, "model string, user_id int, item_id int, liked boolean, score float"
     )
-    found = {
-        (row["model"], row["metric"]): (row["value"], row["users"])
-        for row in relevance_metrics(judged, "test").collect()
-    }
-    assert found == {
-        ("a", "accuracy"): (pytest.approx(3 / 5), 3),
-        ("a", "auc"): (pytest.approx(4.5 / 6), 3),
+    found = relevance_metrics(judged, "test", logits=("a", "b"), replicates=50).collect()
+    assert {(row["model"], row["metric"]): (row["value"], row["users"]) for row in found} == {
+        ("a", "accuracy"): (pytest.approx((2 + 1 + 1) / 7), 3),
+        ("a", "auc"): (pytest.approx((2.5 / 4 + 1) / 2), 2),
         ("b", "accuracy"): (1.0, 1),
+        ("slim", "auc"): (0.0, 1),
     }
+    assert all(row["lower"] <= row["value"] <= row["upper"] for row in found)
+    turned = spark.createDataFrame(rows[::-1], judged.schema).repartition(3)
+    again = relevance_metrics(turned, "test", logits=("a", "b"), replicates=50).collect()
+    assert sorted(map(str, again)) == sorted(map(str, found))
