@@ -327,7 +327,9 @@ _TOLD_IN_A_LINE = {
     "AnalysisException",
     "GateFailed",
     "LaunchError",
+    "StartError",
     "DivergedError",
+    "OutOfMemoryError",
 }
 
 if __name__ == "__main__":

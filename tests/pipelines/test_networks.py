@@ -23,7 +23,7 @@ from recs.lake import Lake, LakeError
 from recs.runs import Ledger
 from recs.storage import write_file
 from recs.training.dataset import open_training_set
-from recs.training.launch import LaunchError, check
+from recs.training.launch import StartError, check
 from recs.training.model_folder import load_model
 from recs.training.settings import Network, Processes, Training, TrainingJob
 from tests.pipelines.delivery import configurer, deliver, make_delivery
@@ -268,7 +268,7 @@ class TestLaunch:
             torch = pytest.importorskip("torch")
             if torch.cuda.is_available():
                 pytest.skip("there is a GPU")
-        with pytest.raises((LaunchError, ValueError), match=message):
+        with pytest.raises((StartError, ValueError), match=message):
             check(spark, job.model_copy(update={"processes": processes}))
 
 
@@ -327,7 +327,7 @@ class TestTuning:
         given = [f"root={config.root}", "run_id=first", *GIVEN, *TUNE]
         return ["tune", "sasrec", *data, *given, "--json"]
 
-    def test_a_search_that_was_killed_goes_on_with_the_trials_that_are_left(
+    def test_a_search_that_was_stopped_goes_on_with_the_trials_that_are_left(
         self,
         command: list[str],
         finished: tuple[Configure, Lake, dict[str, Any]],
@@ -341,13 +341,13 @@ class TestTuning:
             jobs.append(job)
             write_file(f"{job.checkpoints}/latest", b"step-1")
             if len(jobs) == 2:
-                raise LaunchError("killed")
+                raise StartError("no slots")
             write_file(f"{job.folder}/model/weights", b"weights")
             return {"validation": job.network.training.optimizer.rate, "seconds": 1.0}
 
         monkeypatch.setattr(pipelines.tune, "launch", train)
         assert main(command) == 2
-        assert "killed" in capsys.readouterr().err
+        assert "no slots" in capsys.readouterr().err
         assert main(command) == 0
         first, begun, *rest = jobs
         assert rest[0] == begun and len(rest) == 3
