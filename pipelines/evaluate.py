@@ -12,14 +12,9 @@ from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.recommend import require_lists
-<<<<<<< HEAD
-from recs.config import Config, Gate
+from recs.config import NETWORKS, Config, Gate
 from recs.data.histories import with_candidates
 from recs.errors import UserError
-=======
-from recs.config import NETWORKS, Config, Gate
-from recs.data.histories import with_targets
->>>>>>> w-eval
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
 from recs.evaluation.ranks import shortages, sum_ranks
 from recs.evaluation.relevance import RELEVANCE, judge, relevance_metrics
@@ -49,13 +44,9 @@ def run_evaluate(job: Job) -> None:
     version = version[F.col("model")]
     catalogue = open_catalogue(job)
     ranks, judgements = _measured_users(job, catalogue, version)
-<<<<<<< HEAD
     with bounded_batches(job.spark):
         job.write("ranks", reduce(DataFrame.unionByName, ranks))
-=======
-    job.write("ranks", reduce(DataFrame.unionByName, ranks))
     _warn_of_shortages(job)
->>>>>>> w-eval
     totals = sum_ranks(
         job.read("ranks"),
         settings.ks,
@@ -78,12 +69,8 @@ def run_evaluate(job: Job) -> None:
         )
     )
     if judgements:
-<<<<<<< HEAD
         with bounded_batches(job.spark):
             job.write("judgements", reduce(DataFrame.unionByName, judgements))
-        found = relevance_metrics(job.read("judgements"), settings.split)
-=======
-        job.write("judgements", reduce(DataFrame.unionByName, judgements))
         found = relevance_metrics(
             job.read("judgements"),
             settings.split,
@@ -91,7 +78,6 @@ def run_evaluate(job: Job) -> None:
             replicates=settings.bootstrap,
             seed=job.config.seed,
         )
->>>>>>> w-eval
         metrics = metrics.unionByName(found)
     else:
         job.clear("judgements")

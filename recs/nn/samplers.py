@@ -485,24 +485,34 @@ class Hard(Sampler):
 def hard_candidates(previous: Previous, places: Places, top: int, ids: Tensor) -> Tensor:
     """Return int64[M, top]: of the items ``ids`` those of the highest scores that are no positives.
 
-    Where a place has fewer of them, its last ones are positives.
+    Where a place has fewer of them, its last ones are positives among ``ids``, which collide.
     """
     queries, vectors, biases = previous
-    others = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
-    others[ids] = False
-    rows = max(1, _BLOCK // len(vectors))
+    vectors_ID = vectors[ids]
+    biases_I = None if biases is None else biases[ids]
+    columns_N = ids.new_full((len(vectors),), -1)  # of the items among ids
+    columns_N[ids] = torch.arange(len(ids), device=ids.device)
+    rows = max(1, _BLOCK // len(ids))
     best = []
     for first in range(0, len(queries), rows):
         block = slice(first, first + rows)
-        scores_RN = (queries[block] @ vectors.T).float()
-        if biases is not None:
-            scores_RN += biases
-        scores_RN[:, others] = -torch.inf
-        scores_RN.scatter_(1, places.targets[block, None], -torch.inf)
+        scores_RI = (queries[block] @ vectors_ID.T).float()
+        if biases_I is not None:
+            scores_RI += biases_I
+        own = torch.arange(len(scores_RI), device=ids.device), places.targets[block]
+        _hide(scores_RI, own, columns_N)
         if places.positives is not None:
-            scores_RN[_pairs(places.owners[block], places.positives)] = -torch.inf
-        best.append(scores_RN.topk(top, dim=1).indices)
+            _hide(scores_RI, _pairs(places.owners[block], places.positives), columns_N)
+        best.append(ids[scores_RI.topk(top, dim=1).indices])
     return torch.cat(best) if best else places.targets.new_empty(0, top)
+
+
+def _hide(scores_RI: Tensor, pairs: tuple[Tensor, Tensor], columns_N: Tensor) -> None:
+    """Give pairs of a row and an item -inf, where the item has a column."""
+    rows, items = pairs
+    columns = columns_N[items]
+    there = columns >= 0
+    scores_RI[rows[there], columns[there]] = -torch.inf
 
 
 def _pairs(owners: Tensor, positives: UserPositives) -> tuple[Tensor, Tensor]:

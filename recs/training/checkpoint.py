@@ -266,6 +266,11 @@ def load_checkpoint(
     return None
 
 
+def last_step(folder: str) -> int:
+    """Return the last step that has a checkpoint under ``folder``, whole or not; 0 without one."""
+    return max(_steps(folder), default=0)
+
+
 def _read(folder: str, shard: Shard) -> Checkpoint:
     shards: dict[str, list[tuple[str, Shard]]] = {}
     for name in _hashes(folder):

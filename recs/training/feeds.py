@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 
 from recs.storage import filesystem
 from recs.training.dataset import ARRAYS, NUMBERS, Positives, TrainingSet
 from recs.training.plan import Plan, Step
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 FeedName = Literal["petastorm", "arrow"]
 
@@ -133,8 +137,11 @@ class PetastormReader:
         with warnings.catch_warnings():
             # Petastorm calls much of pyarrow that pyarrow will drop; its version is held for that.
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            fs, _ = filesystem(uris[0])
             reader = make_batch_reader(
                 [_url(uri) for uri in uris],
+                filesystem=_file_system(fs),
                 schema_fields=self._fields,
                 shuffle_row_groups=False,
                 workers_count=1,
@@ -148,9 +155,33 @@ class PetastormReader:
 
 
 def _url(uri: str) -> str:
-    """Return a URI as Petastorm takes it, which wants a scheme of local files too."""
-    fs, path = filesystem(uri)
-    return f"file://{path}" if "file" in fs.protocol else uri
+    """Return a URI's path as a URL that Petastorm cuts into no query and no fragment."""
+    _, path = filesystem(uri)
+    quoted = path.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
+    return f"file://{quoted}" if path.startswith("/") else f"file:{quoted}"
+
+
+def _file_system(fs: AbstractFileSystem) -> Any:
+    """Return a file system as Petastorm passes it on to pyarrow, for the paths of :func:`_url`.
+
+    Its own knows local files alone, and takes the path of a URL as it stands there.
+    """
+    import pyarrow.filesystem
+
+    class Quoted(pyarrow.filesystem.FileSystem):
+        def exists(self, path: str) -> bool:
+            return bool(fs.exists(unquote(path)))
+
+        def isfile(self, path: str) -> bool:
+            return bool(fs.isfile(unquote(path)))
+
+        def isdir(self, path: str) -> bool:
+            return bool(fs.isdir(unquote(path)))
+
+        def open(self, path: str, mode: str = "rb") -> Any:
+            return fs.open(unquote(path), mode)
+
+    return Quoted()
 
 
 READERS: dict[str, type[Reader]] = {"petastorm": PetastormReader, "arrow": ArrowReader}

@@ -22,8 +22,16 @@ class LaunchError(UserError):
     """Training that cannot start, or a process of it that failed."""
 
 
+class StartError(LaunchError):
+    """Processes that this machine or cluster cannot start, whatever they would train."""
+
+
 class DivergedError(LaunchError):
     """Training whose loss became no finite number: its settings' fault, not the machines'."""
+
+
+class OutOfMemoryError(LaunchError):
+    """Training that takes more memory than its processes have."""
 
 
 def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
@@ -31,17 +39,19 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
 
     Raises
     ------
+    StartError
+        If the machine or the cluster cannot run the processes.
     LaunchError
-        If the settings do not fit the training set, the cluster cannot run the processes, or one of
-        them fails: with what it said last.
+        If the settings do not fit the training set, or a process fails: with what it said last.
     DivergedError
         If the loss became no finite number.
+    OutOfMemoryError
+        If a process told that its memory, or its GPU's, does not suffice.
     """
     from pyspark.ml.torch.distributor import TorchDistributor
 
     # Here alone, for pipelines without networks need no torch.
     from recs.training import worker
-    from recs.training.loop import TrainingError
 
     check(spark, job)
     uri = join(job.folder, "job.json")
@@ -57,12 +67,10 @@ def launch(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
             num_processes=processes.count, local_mode=processes.local, use_gpu=processes.gpu
         ).run(worker.__file__, uri)
     except Exception as error:
-        reason = _reason(job)
-        kind = DivergedError if reason.startswith(f"{TrainingError.__name__}:") else LaunchError
-        raise kind(f"training of {job.name} failed: {_tail(reason) or error}") from error
+        raise _failure(job, str(error)) from error
     metrics = read_file(join(job.folder, "metrics.json"))
     if metrics is None:
-        raise LaunchError(f"training of {job.name} ended without metrics: {_tail(_reason(job))}")
+        raise _failure(job, "it ended without metrics")
     return dict(json.loads(metrics))
 
 
@@ -71,7 +79,7 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
 
     Raises
     ------
-    LaunchError
+    StartError, LaunchError
         As :func:`launch`.
     """
     count, gpu, local = job.processes.count, job.processes.gpu, job.processes.local
@@ -86,13 +94,13 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
         import torch
 
         if torch.cuda.device_count() < count:
-            raise LaunchError(
+            raise StartError(
                 f"{count} processes need a GPU each, this machine has {torch.cuda.device_count()}: "
                 "give processes.count, processes.gpu=false, or processes.local=false"
             )
     conf = spark.sparkContext.getConf()
     if gpu and local and int(conf.get("spark.driver.resource.gpu.amount", "0")) < count:
-        raise LaunchError(
+        raise StartError(
             f"{count} processes need a GPU each, and Spark has to know them: set "
             f"spark.driver.resource.gpu.amount={count} and "
             "spark.driver.resource.gpu.discoveryScript before it starts, or run recs/training/"
@@ -101,19 +109,19 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
     if local:
         return
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        raise LaunchError(
+        raise StartError(
             "the processes of a training start together, which dynamic allocation does not allow: "
             "set spark.dynamicAllocation.enabled=false"
         )
     tls = conf.get("spark.ssl.enabled", "false") == "true"
     if tls and conf.get("pytorch.spark.distributor.ignoreSsl", "false") != "true":
-        raise LaunchError(
+        raise StartError(
             "TorchDistributor does not encrypt what the processes say to each other, but "
             "spark.ssl.enabled is set: set pytorch.spark.distributor.ignoreSsl=true to accept that"
         )
     slots = _slots(spark)
     if slots < count:
-        raise LaunchError(
+        raise StartError(
             f"{count} processes start together, the cluster has {slots} slots of "
             f"{conf.get('spark.task.cpus', '1')} cores: give fewer processes.count, or more "
             "executors"
@@ -121,7 +129,7 @@ def check(spark: SparkSession, job: TrainingJob) -> None:
     if gpu:
         amount = conf.get("spark.task.resource.gpu.amount", "")
         if not amount or not math.isclose(float(amount), round(float(amount))):
-            raise LaunchError(
+            raise StartError(
                 f"spark.task.resource.gpu.amount is {amount or 'not set'}: a training process "
                 "takes whole GPUs; set it to 1"
             )
@@ -135,6 +143,23 @@ def _slots(spark: SparkSession) -> int:
     context = spark.sparkContext._jsc.sc()
     profile = context.resourceProfileManager().defaultResourceProfile()
     return int(context.maxNumConcurrentTasks(profile))
+
+
+def _failure(job: TrainingJob, otherwise: str) -> LaunchError:
+    """Return the error of processes that failed; ``otherwise`` is said where none told why."""
+    from recs.training.loop import TrainingError
+    from recs.training.worker import OUT_OF_MEMORY
+
+    reason = _reason(job)
+    kind, _, said = reason.partition("\n")[0].partition(": ")
+    if kind == TrainingError.__name__:
+        return DivergedError(f"training of {job.name} failed: {kind}: {said}")
+    if kind == OUT_OF_MEMORY:
+        return OutOfMemoryError(
+            f"training of {job.name} ran out of memory: {said.rstrip('.')}: raise "
+            "training.accumulate, lower training.batch_size, or shard tables with training.sharded"
+        )
+    return LaunchError(f"training of {job.name} failed: {_tail(reason) or otherwise}")
 
 
 def _reason(job: TrainingJob) -> str:

@@ -71,7 +71,10 @@ def make_optimizer(settings: Optimizer, network: nn.Module) -> torch.optim.Optim
     """Return the optimizer of all parameters; vectors and biases are not decayed."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {
+            "params": [p for p in parameters if p.dim() > 1],
+            "weight_decay": settings.effective_weight_decay,
+        },
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]

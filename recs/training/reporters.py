@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from recs.storage import join, redact_text
+from fsspec.implementations.local import LocalFileSystem
+
+from recs.storage import filesystem, join, redact_text
 from recs.training.settings import TrainingJob
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -76,12 +78,13 @@ class Bar:
 
 
 class TensorBoard:
-    """Scalars under ``tensorboard`` in the model's folder."""
+    """Scalars under ``tensorboard`` in the model's folder, which is local or mounted."""
 
     def __init__(self, job: TrainingJob) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(join(job.folder, "tensorboard"))
+        _, path = filesystem(join(job.folder, "tensorboard"))
+        self._writer = SummaryWriter(path)
 
     def step(self, epoch: int, step: int, steps: int, loss: float, examples_per_s: float) -> None:
         at = epoch * steps + step
@@ -156,7 +159,8 @@ def reporter_of(job: TrainingJob) -> Iterator[Reporter]:
     local; MLflow where that is installed and ``MLFLOW_TRACKING_URI`` is set.
     """
     kinds: list[Any] = [Bar if sys.stdout.isatty() else Lines]
-    if importlib.util.find_spec("tensorboard") and "://" not in job.folder:
+    fs, _ = filesystem(job.folder)
+    if importlib.util.find_spec("tensorboard") and isinstance(fs, LocalFileSystem):
         kinds.append(TensorBoard)
     if importlib.util.find_spec("mlflow") and os.environ.get("MLFLOW_TRACKING_URI"):
         kinds.append(MLflow)

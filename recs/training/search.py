@@ -1,7 +1,8 @@
 """Search of a network's settings: trials drawn by Optuna, each a training, the study kept in files.
 
 What is to come follows from the seed and the trials that are done, so that a search that was
-killed, and is begun again in the same folder, goes on as if it had never stopped.
+killed, and is begun again in the same folder, goes on as if it had never stopped. A trial that
+cannot be trained counts as one that found nothing, so that it holds up no search.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from optuna.trial import FrozenTrial, TrialState
 from recs.errors import UserError
 from recs.nn.models import read_settings
 from recs.storage import join, read_file, remove_tree, write_file
-from recs.training.launch import DivergedError
+from recs.training.checkpoint import last_step
+from recs.training.launch import DivergedError, LaunchError, OutOfMemoryError, StartError
 from recs.training.loop import read_loss
 from recs.training.plan import Plan
 from recs.training.settings import Network, TrainingJob
@@ -38,6 +40,8 @@ log = logging.getLogger("recs")
 
 #: Settings drawn together to find those that cannot be.
 _DRAWS = 1000
+#: Attempts at a trial from one place, its start or a checkpoint, after which it has failed.
+_MOST_ATTEMPTS = 2
 
 
 class StudyError(UserError):
@@ -53,7 +57,7 @@ class Trial:
     settings
         By dotted key below the network.
     value
-        The validation metric; 0 if the training diverged.
+        The validation metric; 0 if the training failed.
     seconds
         Of the training; 0 where an earlier trial had the same settings, whose value it takes.
     folder
@@ -132,6 +136,10 @@ def search(
 ) -> list[Trial]:
     """Make the trials that the study in ``job.folder`` lacks and return all, best first.
 
+    A trial has failed that diverged or told that memory is lacking. One that ended otherwise, or
+    that was being trained when this process was killed, is tried once more from where it has come
+    to, and has failed if it comes no further.
+
     Parameters
     ----------
     job
@@ -147,12 +155,13 @@ def search(
     StudyError
         If the folder holds a study of other settings or data, or no trial could be trained.
     Exception
-        What ``train`` raises, but for trainings that diverged. The search can then be begun again.
+        What ``train`` raises, but for a :class:`~recs.training.launch.LaunchError` of processes
+        that did start. The search can then be begun again.
     """
     study = _open(job, tune)
     while (trial := _next(study, tune, job.seed)) is not None:
         before = _best(study)
-        outcome = _known(study, trial) or _outcome(job, trial, train)
+        outcome = _known(study, trial) or _outcome(study, job, trial, train)
         study.set_user_attr(str(trial.number), outcome)
         study.tell(trial.number, outcome["value"])
         log.info("trial", extra={"model": job.name, **trial.params, **outcome})
@@ -248,7 +257,10 @@ def _known(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any] | None:
 
 
 def _outcome(
-    job: TrainingJob, trial: FrozenTrial, train: Callable[[TrainingJob], Mapping[str, Any]]
+    study: optuna.Study,
+    job: TrainingJob,
+    trial: FrozenTrial,
+    train: Callable[[TrainingJob], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Train, and return the last three fields of :class:`Trial`."""
     folder = _folder(job, trial.number)
@@ -257,12 +269,31 @@ def _outcome(
         _read(job.name, network)
         tried = TrainingJob.model_validate({**dict(job), "network": network, "folder": folder})
     except ValueError as error:  # the few that check_space has not met
-        return {"value": 0.0, "seconds": 0.0, "failure": str(error)}
-    try:
-        done = train(tried)
-    except DivergedError as error:
-        return {"value": 0.0, "seconds": 0.0, "failure": str(error)}
-    return {"value": done["validation"], "seconds": done["seconds"], "failure": None}
+        return _failed(str(error))
+    # The step that each attempt has gone on from: noted before it, for it may end this process too.
+    key = f"begun-{trial.number}"
+    reason = f"its training was killed {_MOST_ATTEMPTS} times without coming any further"
+    while True:
+        begun, step = study.user_attrs.get(key, []), last_step(tried.checkpoints)
+        if begun.count(step) >= _MOST_ATTEMPTS:
+            return _failed(reason)
+        study.set_user_attr(key, [*begun, step])
+        try:
+            done = train(tried)
+        except (DivergedError, OutOfMemoryError) as error:
+            return _failed(str(error))
+        except BaseException as error:
+            if not isinstance(error, LaunchError) or isinstance(error, StartError):
+                study.set_user_attr(key, begun)  # it is no fault of the trial's
+                raise
+            reason = str(error)
+            log.warning("attempt failed", extra={"model": job.name, "reason": reason})
+        else:
+            return {"value": done["validation"], "seconds": done["seconds"], "failure": None}
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"value": 0.0, "seconds": 0.0, "failure": reason}
 
 
 def _done(study: optuna.Study) -> list[FrozenTrial]:

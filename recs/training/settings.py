@@ -27,7 +27,10 @@ class Optimizer(Strict):
     rate
         Learning rate after the warm-up.
     weight_decay
-        Of tables and matrices; vectors and biases are not decayed.
+        Of tables and matrices; vectors and biases are not decayed. None is 0.01 for ``adamw`` and 0
+        for ``adam`` and ``adagrad``. Those two take it as a part of the gradient, which they divide
+        by its own size: whatever its value, a row that no step reads would move to 0 as fast as
+        others learn.
     betas
         Of Adam's means of gradients and of their squares.
     eps
@@ -48,13 +51,20 @@ class Optimizer(Strict):
 
     name: Literal["adamw", "adam", "adagrad"] = "adamw"
     rate: _Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
     betas: tuple[_Share, _Share] = (0.9, 0.98)
     eps: _Rate = 1e-8
     warm_up_steps: Annotated[int, Field(ge=0)] = 100
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     clip: _Rate | None = 5.0
     tables: Literal["dense", "sparse"] = "dense"
+
+    @property
+    def effective_weight_decay(self) -> float:
+        """The weight decay, where none is given the one that goes with :attr:`name`."""
+        if self.weight_decay is None:
+            return 0.01 if self.name == "adamw" else 0.0
+        return self.weight_decay
 
     @model_validator(mode="after")
     def _decays(self) -> Optimizer:

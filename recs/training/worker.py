@@ -23,6 +23,17 @@ from recs.training.loop import Ranks, train
 from recs.training.reporters import reporter_of
 from recs.training.settings import TrainingJob
 
+#: The kind that a process tells of any error which says that memory is lacking.
+OUT_OF_MEMORY = "OutOfMemoryError"
+
+#: What CUDA, its libraries, torch's allocator for CPUs and the kernel say.
+_LACKING = (
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "Cannot allocate memory",
+)
+
 
 def main(arguments: list[str]) -> None:
     """Train as one of the processes that the environment names."""
@@ -50,9 +61,18 @@ def main(arguments: list[str]) -> None:
             dist.destroy_process_group()
     except BaseException as error:
         # The launcher reads this: what torchrun prints of a failure does not say why.
-        text = redact_text(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        text = redact_text(f"{_kind(error)}: {error}\n{traceback.format_exc()}")
         write_file(join(job.folder, "errors", f"rank-{rank}.txt"), text.encode())
         raise
+
+
+def _kind(error: BaseException) -> str:
+    """Return the name of an error's class, or :data:`OUT_OF_MEMORY`.
+
+    Torch has a class for that on GPUs alone, and there not from every library.
+    """
+    lacking = isinstance(error, MemoryError) or any(told in str(error) for told in _LACKING)
+    return OUT_OF_MEMORY if lacking else type(error).__name__
 
 
 def _keep_freed_memory() -> None:

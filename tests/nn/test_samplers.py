@@ -176,6 +176,31 @@ def test_collisions_are_positives_of_the_user(shared: bool, sets: list[set[int]]
         assert with_targets[m].tolist() == [item in known for item in row]
 
 
+@pytest.mark.parametrize(
+    "own, possible",
+    [
+        ({0, 1, 2, 3}, {4, 5}),  # fewer are left than are looked for
+        ({0, 1, 2, 3, 4, 5}, set()),
+        ({0, 1, 2, 3, 17}, {4, 5}),  # wanted, but not recommendable any more
+    ],
+)
+@pytest.mark.parametrize("target", [0, 17])
+def test_hard_negatives_are_never_items_that_may_not_be_recommended(
+    own: set[int], possible: set[int], target: int
+) -> None:
+    torch.manual_seed(0)
+    recommendable = torch.arange(NUM_ITEMS) < 6
+    adapter: TypeAdapter[SamplerSettings] = TypeAdapter(SamplerSettings)
+    settings = adapter.validate_python({"name": "hard", "negatives": 60, "top": 5})
+    sampler = make_sampler(settings, NUM_ITEMS, 0, recommendable=recommendable)
+    previous = Previous(torch.randn(1, 4), torch.randn(NUM_ITEMS, 4), torch.randn(NUM_ITEMS))
+    one, none = torch.tensor([target]), torch.zeros(1, dtype=torch.int64)
+    places = Places(1, none, none, one, one, _positives([own]), previous)
+    drawn = sampler.draw(places).items
+    assert drawn.max() < 6
+    assert set(drawn[~collisions(drawn, places)].tolist()) == possible
+
+
 def test_hard_negatives_are_the_best_non_positives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recs.nn.samplers._BLOCK", 3 * NUM_ITEMS)  # several blocks of places
     torch.manual_seed(0)

@@ -327,7 +327,7 @@ class TestTuning:
         given = [f"root={config.root}", "run_id=first", *GIVEN, *TUNE]
         return ["tune", "sasrec", *data, *given, "--json"]
 
-    def test_a_search_that_was_killed_goes_on_with_the_trials_that_are_left(
+    def test_a_search_that_was_stopped_goes_on_with_the_trials_that_are_left(
         self,
         command: list[str],
         finished: tuple[Configure, Lake, dict[str, Any]],
@@ -341,13 +341,13 @@ class TestTuning:
             jobs.append(job)
             write_file(f"{job.checkpoints}/latest", b"step-1")
             if len(jobs) == 2:
-                raise LaunchError("killed")
+                raise StartError("no slots")
             write_file(f"{job.folder}/model/weights", b"weights")
             return {"validation": job.network.training.optimizer.rate, "seconds": 1.0}
 
         monkeypatch.setattr(pipelines.tune, "launch", train)
         assert main(command) == 2
-        assert "killed" in capsys.readouterr().err
+        assert "no slots" in capsys.readouterr().err
         assert main(command) == 0
         first, begun, *rest = jobs
         assert rest[0] == begun and len(rest) == 3

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from recs.storage import SCHEMES
+from recs.storage import SCHEMES, filesystem
 from recs.training.dataset import ARRAYS, TrainingSet, TrainingSetError, open_training_set
-from recs.training.feeds import Batch, Feed, FeedName, PetastormReader, _url, columns_of
+from recs.training.feeds import Batch, Feed, FeedName, PetastormReader, columns_of
 from recs.training.plan import File, Plan
 from tests.training.conftest import LANES, LENGTH, NUM_USERS, histories
 
@@ -155,6 +159,26 @@ class TestFeeds:
             found = rows_of(list(feed_of(open_training_set(folder), reader).batches(0)))
             assert found == rows_of(list(feed_of(training_set, reader).batches(0)))
 
+    def test_a_folder_may_have_any_name(
+        self, training_set: TrainingSet, reader: FeedName, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "lake #1 50% é? %23;x=[1]&y"
+        shutil.copytree(training_set.folder, folder)
+        found = rows_of(list(feed_of(open_training_set(str(folder)), reader).batches(0)))
+        assert found == rows_of(list(feed_of(training_set, reader).batches(0)))
+
+    def test_a_folder_may_be_remote(
+        self, training_set: TrainingSet, reader: FeedName, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(SCHEMES, "memory", "memory")
+        remote, _ = filesystem("memory://lake")
+        remote.put(training_set.folder, "/lake #1/set", recursive=True)
+        feed = feed_of(training_set, reader)
+        elsewhere = replace(
+            feed, training_set=TrainingSet("memory://lake #1/set", feed.training_set.manifest)
+        )
+        assert rows_of(list(elsewhere.batches(0))) == rows_of(list(feed.batches(0)))
+
     def test_a_failure_to_read_is_raised(self, training_set: TrainingSet, reader: FeedName) -> None:
         feed = feed_of(training_set, reader)
         lost = [file._replace(name="lost.parquet") for file in feed.plan.files]
@@ -178,13 +202,6 @@ def test_leaving_a_feed_early_ends_its_thread(training_set: TrainingSet) -> None
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() <= before + 2  # pyarrow's own
-
-
-def test_petastorm_reads_dbfs_where_it_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SCHEMES, "memory", "memory")
-    assert _url("dbfs:/mnt/x.parquet") == "file:///dbfs/mnt/x.parquet"
-    assert _url("/data/x.parquet") == "file:///data/x.parquet"
-    assert _url("memory://bucket/x.parquet") == "memory://bucket/x.parquet"
 
 
 class TestPlan:

@@ -53,6 +53,23 @@ def test_gradients_far_below_eps_hardly_move_a_row(name: Any, sparse: bool) -> N
     torch.testing.assert_close(moved, torch.tensor([[-0.1], [-1e-4]]), rtol=0.01, atol=1e-7)
 
 
+@pytest.mark.parametrize("name, left", [("adamw", 1 - 1e-5), ("adam", 1.0), ("adagrad", 1.0)])
+def test_rows_that_no_step_reads_keep_their_size_by_default(name: Any, left: float) -> None:
+    table = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = make_optimizer(Optimizer(name=name, rate=1e-3), torch.nn.ParameterList([table]))
+    for _ in range(100):
+        table.grad = torch.zeros_like(table)
+        optimizer.step()
+    torch.testing.assert_close(table.detach(), torch.full((4, 2), left**100))
+
+
+def test_a_weight_decay_that_is_given_is_taken_by_any_name() -> None:
+    for name in ("adamw", "adam", "adagrad"):
+        settings = Optimizer(name=name, weight_decay=0.5)  # type: ignore[arg-type]
+        optimizer = make_optimizer(settings, torch.nn.ParameterList([torch.ones(2, 2)]))
+        assert optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
 def test_clipping_counts_all_gradients_once() -> None:
     table, other = ShardedTables(sparse=True).normal(4, 2, 1.0), torch.nn.Parameter(torch.ones(3))
     network = torch.nn.ParameterDict({"table": table, "other": other})
@@ -68,10 +85,10 @@ def test_clipping_counts_all_gradients_once() -> None:
 
 def test_adagrad_of_rows_does_not_decay() -> None:
     with pytest.raises(ValidationError, match="weight_decay 0"):
-        Optimizer(name="adagrad", tables="sparse")
+        Optimizer(name="adagrad", tables="sparse", weight_decay=0.01)
     table = ShardedTables(sparse=True).normal(4, 2, 1.0)
     before = table.detach().clone()
-    settings = Optimizer(name="adagrad", tables="sparse", weight_decay=0)
+    settings = Optimizer(name="adagrad", tables="sparse")
     optimizer = make_optimizer(settings, torch.nn.ParameterList([table]))
     ShardedTables(sparse=True).read(table, torch.tensor([2])).sum().backward()
     optimizer.step()

@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from recs.storage import SCHEMES
 from recs.training.reporters import Bar, reporter_of
 from recs.training.settings import Network, Processes, TrainingJob
 
@@ -50,6 +51,33 @@ def test_a_bar_tells_loss_rate_and_metric(
     shown = " ".join(capsys.readouterr().out.split())
     assert "sasrec" in shown and "epoch 2/20" in shown
     assert "loss 2.3000" in shown and "1,234/s" in shown and "ndcg@10 0.2500" in shown
+
+
+@pytest.mark.parametrize(
+    "folder, written",
+    [
+        ("/lake/model", "/lake/model/tensorboard"),
+        ("file:/lake/model", "/lake/model/tensorboard"),
+        ("file:///lake/model", "/lake/model/tensorboard"),
+        ("dbfs:/mnt/lake/model", "/dbfs/mnt/lake/model/tensorboard"),
+        ("memory://lake/model", None),
+    ],
+)
+def test_tensorboard_writes_where_the_model_is(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch, folder: str, written: str | None
+) -> None:
+    monkeypatch.setitem(SCHEMES, "memory", "memory")
+    board = ModuleType("tensorboard")
+    board.__spec__ = ModuleSpec("tensorboard", None)
+    writers: Any = ModuleType("torch.utils.tensorboard")
+    writers.SummaryWriter = MagicMock()
+    monkeypatch.setitem(sys.modules, "tensorboard", board)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writers)
+    with reporter_of(job.model_copy(update={"folder": folder})) as reporter:
+        reporter.step(0, 1, 3, 2.5, 1234.0)
+    assert [call.args for call in writers.SummaryWriter.call_args_list] == (
+        [(written,)] if written else []
+    )
 
 
 class Tracking(ModuleType):

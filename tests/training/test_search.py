@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.storages.journal import JournalFileBackend
 from pydantic import ValidationError
 
 import recs.training.launch
 import recs.training.search
+import recs.training.worker
 from recs.storage import write_file
-from recs.training.launch import DivergedError, LaunchError, launch
+from recs.training.launch import (
+    DivergedError,
+    LaunchError,
+    OutOfMemoryError,
+    StartError,
+    launch,
+)
 from recs.training.search import StudyError, Trial, check_space, search
 from recs.training.settings import Network, Processes, Training, TrainingJob
 from recs.training.space import Tune, with_settings
+from recs.training.worker import OUT_OF_MEMORY
 
 SPACE = {
     "model.dim": [16, 32],
@@ -157,17 +168,21 @@ class TestSearch:
         assert told(once) == told(again)
         assert not any(trial in told(once) for trial in told(other))
 
-    def test_a_training_that_was_killed_is_taken_up_in_its_folder(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("storage"), StartError("GPU")])
+    def test_a_training_that_was_stopped_is_taken_up_in_its_folder(
+        self, tmp_path: Path, error: BaseException
+    ) -> None:
         trainer, begun = Trainer(), []
 
-        def killed(job: TrainingJob) -> dict[str, Any]:
+        def stopped(job: TrainingJob) -> dict[str, Any]:
             begun.append(job)
-            if len(begun) == 5:
-                raise LaunchError("killed")
+            if len(begun) >= 5:
+                raise error
             return trainer(job)
 
-        with pytest.raises(LaunchError):
-            search(job_of(tmp_path / "broken"), tune_of(), killed)
+        for _ in range(3):  # however often: it is no fault of the trial's
+            with pytest.raises(type(error)):
+                search(job_of(tmp_path / "broken"), tune_of(), stopped)
         rest = Trainer()
         trials = search(job_of(tmp_path / "broken"), tune_of(), rest)
         assert rest.jobs[0] == begun[-1]
@@ -243,6 +258,70 @@ class TestSearch:
         assert all(trial.value == 0 and "nan" in str(trial.failure) for trial in failed)
         assert trials[0].failure is None
 
+    @pytest.mark.parametrize(
+        "error, attempts", [(OutOfMemoryError("no memory"), 1), (LaunchError("killed"), 2)]
+    )
+    def test_a_trial_that_cannot_be_trained_holds_up_no_search(
+        self, tmp_path: Path, error: LaunchError, attempts: int
+    ) -> None:
+        trainer, failed = Trainer(), []
+
+        def train(job: TrainingJob) -> dict[str, Any]:
+            if job.network.model["dim"] == 64:
+                failed.append(job.folder)
+                raise error
+            return trainer(job)
+
+        space = {"model.dim": [16, 32, 64], "model.dropout": {"low": 0.1, "high": 0.5}}
+        trials = search(job_of(tmp_path), tune_of(space), train)
+        reasons = {trial.folder: trial.failure for trial in trials if trial.failure}
+        assert reasons and set(reasons.values()) == {str(error)}
+        assert {folder: failed.count(folder) for folder in failed} == dict.fromkeys(
+            reasons, attempts
+        )
+        assert len(trials) == 12 == len(reasons) + len(trainer.jobs)
+        assert trials[0].failure is None and not any(Path(folder).exists() for folder in reasons)
+        assert told(search(job_of(tmp_path), tune_of(space), train)) == told(trials)
+
+    def test_attempts_that_come_further_are_no_failures(self, tmp_path: Path) -> None:
+        """Each is killed after a checkpoint, the last two after none."""
+        attempts = []
+
+        def train(job: TrainingJob) -> dict[str, Any]:
+            attempts.append(job)
+            if len(attempts) <= 5:
+                write_file(f"{job.checkpoints}/step-{len(attempts)}/manifest.json", b"")
+            raise LaunchError("killed")
+
+        with pytest.raises(StudyError, match="no trial of sasrec .*: killed"):
+            search(job_of(tmp_path), tune_of(trials=1), train)
+        assert len(attempts) == 5 + 2
+
+    def test_a_trial_that_kills_the_search_itself_is_begun_twice(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer, dead = Trainer(), False
+
+        def write(uri: str, content: bytes) -> None:
+            if dead:
+                raise KeyboardInterrupt
+            write_file(uri, content)
+
+        def train(job: TrainingJob) -> dict[str, Any]:
+            nonlocal dead
+            if not trainer.jobs:
+                dead = True  # what is killed writes nothing more
+                raise KeyboardInterrupt
+            return trainer(job)
+
+        monkeypatch.setattr(recs.training.search, "write_file", write)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                search(job_of(tmp_path), tune_of(trials=3), train)
+            dead = False
+        *_, worst = search(job_of(tmp_path), tune_of(trials=3), Trainer())
+        assert worst.number == 0 and "was killed 2 times" in str(worst.failure)
+
     def test_any_model_is_better_than_none(self, tmp_path: Path) -> None:
         def found_nothing(job: TrainingJob) -> dict[str, Any]:
             if job.network.model["dim"] == 16:
@@ -278,20 +357,58 @@ class TestSearch:
 
 @pytest.mark.parametrize(
     "said, kind",
-    [("TrainingError: the loss is nan", DivergedError), ("ValueError: no dims", LaunchError)],
+    [
+        ("TrainingError: the loss is nan", DivergedError),
+        ("OutOfMemoryError: CUDA out of memory.", OutOfMemoryError),
+        ("ValueError: no dims", LaunchError),
+    ],
 )
-def test_a_launch_tells_settings_that_diverge_from_other_failures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[LaunchError]
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_launch_tells_why_a_process_failed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    kind: type[LaunchError],
+    raises: bool,
 ) -> None:
     class Distributor:
         def __init__(self, **options: Any) -> None: ...
 
         def run(self, script: str, uri: str) -> None:
             write_file(f"{tmp_path}/errors/rank-0.txt", f"{said}\n{'trace ' * 1000}".encode())
-            raise RuntimeError("torchrun failed")
+            if raises:
+                raise RuntimeError("torchrun failed")
 
     monkeypatch.setattr("pyspark.ml.torch.distributor.TorchDistributor", Distributor)
     monkeypatch.setattr(recs.training.launch, "check", lambda spark, job: None)
     with pytest.raises(LaunchError) as error:
         launch(None, job_of(tmp_path))  # type: ignore[arg-type]
     assert type(error.value) is kind
+    if kind is not LaunchError:
+        assert said.rstrip(".").partition(": ")[2] in str(error.value)
+        assert "trace" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), OUT_OF_MEMORY),
+        (MemoryError(), OUT_OF_MEMORY),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), OUT_OF_MEMORY),
+        (ValueError("no dims"), "ValueError"),
+    ],
+)
+def test_a_process_tells_that_memory_is_lacking_by_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    def train(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(recs.training.worker, "train", train)
+    monkeypatch.setattr(recs.training.worker, "_keep_freed_memory", lambda: None)
+    write_file(f"{tmp_path}/job.json", job_of(tmp_path).model_dump_json().encode())
+    with pytest.raises(type(error)):
+        recs.training.worker.main([f"{tmp_path}/job.json"])
+    assert (tmp_path / "errors" / "rank-0.txt").read_text().startswith(f"{kind}: ")
