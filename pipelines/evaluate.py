@@ -150,7 +150,9 @@ def _candidate_lists(job: Job) -> DataFrame | None:
     if not job.run.has("candidate_lists"):
         return None
     item_ids = job.read("item_ids").select("item", "item_id")
-    lists = job.read("candidate_lists").select("user", F.explode("candidates").alias("item"))
+    # Of later lists users and candidates may have no number yet, and would be missed.
+    lists = job.run.read_as_of("vocabulary", "candidate_lists")
+    lists = lists.select("user", F.explode("candidates").alias("item"))
     numbered = lists.join(item_ids, "item").join(
         job.read("user_ids").select("user", "user_id"), "user"
     )

@@ -29,6 +29,7 @@ def run_positives(job: Job) -> None:
 def run_negatives(job: Job) -> None:
     """Draw the negatives of all positive events that models are fitted on."""
     settings = job.config.negatives or Negatives()
+    job.run.require_one_generation("interactions", "user_positives")
     items = None
     if settings.rules and job.run.has("items"):
         items = job.read("items").join(job.read("item_ids").select("item", "item_id"), "item")
@@ -48,6 +49,9 @@ def run_negatives(job: Job) -> None:
 
 def _extend(job: Job, table: str, make: Callable[[DataFrame], DataFrame]) -> None:
     """Make a table of interactions, of which each user's rows are made of the user's own alone."""
+    if job.run.unchanged("interactions"):
+        job.keep(table)
+        return
     # A user's interactions are replaced together, so that the new ones are all that the user has.
     new = job.run.read_new("interactions")
     if new is None:

@@ -13,7 +13,6 @@ from recs.config import Config
 from recs.lake import Lake, LakeError, Write
 from recs.runs import Finished, Ledger, Run
 from recs.schema import TABLES
-from recs.storage import folder_name, remove_tree
 
 log = logging.getLogger("recs")
 
@@ -41,16 +40,7 @@ class Job:
     @property
     def work_folder(self) -> str:
         """Folder of working files of this attempt; removed when it ends."""
-        return self._work_folder(self.run.attempt)
-
-    def _work_folder(self, attempt: int) -> str:
-        name = folder_name(f"{self.run.run_id}-{self.run.stage}-{attempt}")
-        return self.lake.location.work(self.config.mode, name)
-
-    def remove_left_over(self) -> None:
-        """Remove the working files of earlier attempts, which were killed."""
-        for attempt in range(1, self.run.attempt):
-            remove_tree(self._work_folder(attempt))
+        return self.run.work_folder
 
     @property
     def fit_splits(self) -> tuple[str, ...]:
@@ -68,22 +58,33 @@ class Job:
         """Return the splits that a run of a fitting stage has noted."""
         return tuple(fitted.details.get(_FITTED_ON, "").split(","))
 
-    def require_fitted(self, stage: str) -> None:
+    def require_fitted(self, stage: str, table: str) -> None:
         """Refuse models that know the events to be ranked, or fewer than they may.
+
+        Mode serve takes models that were fitted on earlier interactions: they hold nothing out.
+
+        Parameters
+        ----------
+        stage, table
+            The stage that fits them, and the table that it writes them to.
 
         Raises
         ------
         LakeError
-            If the stage fitted them on other splits than :attr:`fit_splits`.
+            If the stage fitted them on other splits than :attr:`fit_splits`, or for a backtest on
+            other interactions, of which another part may have been held out.
         """
-        fitted = Ledger(self.lake).newest(stage)
-        if fitted is None or self.splits_of(fitted) == self.fit_splits:
+        fitted = self.run.newest(stage)
+        if fitted is None:
             return  # what was never fitted has no table, which reading it tells
-        split = self.config.evaluate.split
-        raise LakeError(
-            f"{stage} was last run for another evaluate.split than {split}: run it again with "
-            f"evaluate.split={split}, and the stages after it"
-        )
+        if self.splits_of(fitted) != self.fit_splits:
+            split = self.config.evaluate.split
+            raise LakeError(
+                f"{stage} was last run for another evaluate.split than {split}: run it again with "
+                f"evaluate.split={split}, and the stages after it"
+            )
+        if self.config.mode == "backtest":
+            self.run.require_one_generation("interactions", table)
 
     def read(self, table: str) -> DataFrame:
         """Return a table as committed when the run began."""
@@ -108,6 +109,11 @@ class Job:
             rows = self.read(table)
             if not rows.isEmpty():
                 self.write(table, rows.drop("run_id").limit(0))
+
+    def keep(self, *tables: str) -> None:
+        """Let tables stand as the stage's last run has written them."""
+        for table in tables:
+            self.run.keep(table)
 
     def persist(self, df: DataFrame) -> DataFrame:
         """Keep what ``df`` computes until the stage ends."""
@@ -182,11 +188,9 @@ def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished
     run = Run(lake, stage.name, run_id, config_hash, shared=stage.shared, rebuild=config.rebuild)
     with run:
         job = Job(config, run)
-        job.remove_left_over()
         try:
             stage.work(job)
         finally:
             job.unpersist()
-            remove_tree(job.work_folder)
     assert run.finished is not None
     return run.finished

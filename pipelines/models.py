@@ -48,7 +48,7 @@ class PipelineModel:
 
 
 def _newest_run(stage: str, job: Job) -> str:
-    fitted = Ledger(job.lake).newest(stage)
+    fitted = job.run.newest(stage)
     if fitted is None:
         raise LakeError(f"no finished run has fitted it: run the stage {stage} first")
     return fitted.run_id
@@ -75,7 +75,7 @@ def fit_popularity(job: Job) -> None:
 
 def open_popularity(job: Job) -> Recommender:
     """Return the popularity model as fitted."""
-    job.require_fitted("fit_popularity")
+    job.require_fitted("fit_popularity", "popularity")
     counts = job.read("popularity").where(F.col("model") == "popularity")
     return write_popularity(counts, join(job.work_folder, "popularity"), job.num_items())
 
@@ -110,7 +110,7 @@ def _may_start_from_last(job: Job) -> bool:
 
     Items that still fit keep their weights as they are.
     """
-    last = Ledger(job.lake).newest("fit_slim")
+    last = job.run.newest("fit_slim")
     return last is not None and set(job.splits_of(last)) <= set(job.fit_splits)
 
 
@@ -129,7 +129,7 @@ def slim_options(settings: Slim) -> Options:
 
 def open_slim(job: Job) -> Recommender:
     """Return SLIM as fitted: W in files, by neighbour, which the first to ask for them writes."""
-    job.require_fitted("fit_slim")
+    job.require_fitted("fit_slim", "item_weights")
     weights = _weights(job)
     folder = _weights_folder(job, job.run.inputs[job.lake.key("item_weights")])
     if is_written(folder):

@@ -24,6 +24,8 @@ from recs.training.settings import Network, TrainingJob, check_processes
 #: Tables that a network is opened from.
 NETWORK_TABLES = ("item_embeddings", "user_embeddings")
 
+_EXPORTED = "exported"  # a detail of runs: the run whose training set was trained on
+
 #: Training sets that are kept: the newest, and one that may still be trained on.
 _KEPT_SETS = 2
 
@@ -31,6 +33,7 @@ _KEPT_SETS = 2
 def run_export(job: Job) -> None:
     """Write the training set of this run: sequences, and validation events to stop by."""
     config, events = job.config, job.config.events
+    job.run.require_one_generation("interactions", "sequences", "user_positives")
     num_users, num_items = job.num_users(), job.num_items()
     sequences, interactions = job.read("sequences"), job.read("interactions")
     train = sequences.where(F.col("upto") == "train")
@@ -109,6 +112,7 @@ def run_train(job: Job) -> None:
     exported = newest_export(job)
     rows = [_train(job, name, exported) for name in names]
     job.run.details["networks"] = json.dumps(names)
+    job.run.details[_EXPORTED] = exported.run_id
     job.note_splits(job.splits_of(exported))
     job.write_rows("trainings", rows, "append")
 
@@ -138,8 +142,7 @@ def newest_export(job: Job) -> Finished:
     LakeError
         If there is none.
     """
-    ledger = Ledger(job.lake)
-    exported = ledger.newest("export", job.run.run_id) or ledger.newest("export")
+    exported = job.run.newest("export", job.run.run_id) or job.run.newest("export")
     if exported is None:
         raise LakeError("there is no training set: run the stage export first")
     return exported
@@ -177,9 +180,13 @@ def run_embed(job: Job) -> None:
     """Write the vectors of items and users; of known models only for users with new events."""
     names = networks_of(job.config)
     trained = _trained(job, names)
-    last = Ledger(job.lake).newest("embed")
+    last = job.run.newest("embed")
     job.run.details["trained"] = json.dumps(trained)
+    job.note_splits(job.fit_splits)
     same = last is not None and _embedded(last) == trained
+    if same and job.run.unchanged("sequences"):
+        job.keep(*NETWORK_TABLES)
+        return
     new = job.run.read_new("sequences") if same else None
     sequences = job.read("sequences")
     if new is not None:
@@ -198,14 +205,13 @@ def run_embed(job: Job) -> None:
         job.write("item_embeddings", reduce(DataFrame.unionByName, items))
     else:
         job.run.replace("user_embeddings", made, gone=changed)
-    job.note_splits(job.fit_splits)
 
 
 def _trained(job: Job, names: list[str]) -> dict[str, str]:
     """Return the run that last trained each of the networks."""
     newest = {
         name: run
-        for run in Ledger(job.lake).finished("train")
+        for run in job.run.finished_runs("train")
         for name in json.loads(run.details["networks"])
     }
     for name in names:
@@ -233,7 +239,7 @@ def embedded_version(name: str, job: Job) -> str:
     LakeError
         If it is not.
     """
-    run = Ledger(job.lake).newest("embed")
+    run = job.run.newest("embed")
     versions = {} if run is None else _embedded(run)
     if name not in versions:
         raise LakeError(f"{name} has no vectors: run the stage embed with it among models first")
@@ -246,11 +252,39 @@ def model_folder(job: Job, name: str, trained: str) -> str:
 
 
 def open_network(name: str, job: Job) -> EmbeddingModel:
-    """Return a network as embedded: its item vectors in files."""
-    embedded_version(name, job)
-    job.require_fitted("embed")
+    """Return a network as embedded: its item vectors in files.
+
+    Raises
+    ------
+    LakeError
+        If users' vectors are of other events than their histories, or for a backtest the network
+        was trained on other interactions.
+    """
+    trained = embedded_version(name, job)
+    job.require_fitted("embed", "user_embeddings")
+    job.run.require_one_generation("interactions", "user_embeddings")
+    if job.config.mode == "backtest":
+        _require_trained_on_these(name, trained, job)
     items = job.read("item_embeddings").where(F.col("model") == name)
     return write_embeddings(items, join(job.work_folder, name), job.num_items(), name)
+
+
+def _require_trained_on_these(name: str, trained: str, job: Job) -> None:
+    """Refuse a network that was trained on other interactions than the run reads.
+
+    Raises
+    ------
+    LakeError
+        If it was: another part of them may have been held out.
+    """
+    training = job.run.newest("train", trained)
+    exported = training and job.run.newest("export", training.details[_EXPORTED])
+    key = job.lake.key("interactions")
+    if exported is None or exported.inputs[key] != job.run.inputs[key]:
+        raise LakeError(
+            f"run {trained} has trained {name} on other interactions than are split now, of which "
+            "another part may have been held out: run the stages export, train, embed"
+        )
 
 
 EXPORT = Stage(

@@ -17,6 +17,10 @@ log = logging.getLogger("recs")
 
 def run_vocabulary(job: Job) -> None:
     """Number new users, items and event types; those numbered before keep their numbers."""
+    others = [table for table in ("items", "candidate_lists") if job.run.has(table)]
+    if job.run.unchanged("events", *others):
+        job.keep(*VOCABULARY.writes)
+        return
     new = job.run.read_new("events")
     events = job.read("events") if new is None else new
     day, undated = F.to_date("timestamp").alias("day"), F.lit(None).cast("date").alias("day")
@@ -57,6 +61,9 @@ def run_split(job: Job) -> None:
     """
     config = job.config
     events, user_ids = job.run.read_as_of("vocabulary", "events"), job.read("user_ids")
+    if job.run.unchanged("events", "item_ids"):
+        job.keep(*SPLIT.writes)
+        return
     new = job.run.read_new("events") if split.is_per_user(config.split) else None
     if new is not None:
         user_ids = user_ids.join(new.select("user").distinct(), "user", "left_semi")

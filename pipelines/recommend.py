@@ -14,7 +14,6 @@ from pipelines.models import MODEL_TABLES, MODELS
 from recs.lake import LakeError
 from recs.ranking.catalogue import write_names
 from recs.ranking.jobs import recommend
-from recs.runs import Ledger
 from recs.storage import join
 
 _LISTED = "listed"  # a detail of runs: the fit of each model
@@ -53,9 +52,9 @@ def require_lists(job: Job, versions: dict[str, str]) -> None:
     Raises
     ------
     LakeError
-        If a model has no list, or that of another fit or ``evaluate.split``.
+        If a model has no list, or that of another fit, ``evaluate.split`` or interactions.
     """
-    made = Ledger(job.lake).newest("recommend")
+    made = job.run.newest("recommend")
     listed = {} if made is None else json.loads(made.details[_LISTED])
     for name, version in versions.items():
         if listed.get(name) != version:
@@ -63,7 +62,7 @@ def require_lists(job: Job, versions: dict[str, str]) -> None:
                 f"the lists of {name} are not of its last fit (run {version}): run the stage "
                 "recommend again, with it among models"
             )
-    job.require_fitted("recommend")
+    job.require_fitted("recommend", "recommendations")
 
 
 RECOMMEND = Stage(

@@ -58,6 +58,7 @@ def _embedded(job: Job) -> dict[str, str]:
 
 def _changes(job: Job, embedded: dict[str, str]) -> list[Change]:
     """Measure networks on histories as they are and shuffled."""
+    job.run.require_one_generation("interactions", "sequences")
     catalogue = open_catalogue(job)
     histories = job.persist(embed.newest(job.read("sequences"), job.fit_splits))
     return [

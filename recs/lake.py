@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
+from recs import delta_log
 from recs.errors import UserError
 from recs.schema import TABLES, Mode, Table
 from recs.storage import check_uri, folder_name, join
@@ -24,12 +26,27 @@ from recs.storage import check_uri, folder_name, join
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _MODE_PROPERTY = "recs.mode"
 _VERSION_PROPERTY = "recs.schema_version"
+_RECENT_COMMITS = 20
 
 Write = Literal["append", "overwrite"]
 
 
 class LakeError(UserError):
     """A table is missing, of another mode, or of a newer schema."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a Delta table: its version, its author's mark, and the rows that it wrote."""
+
+    version: int
+    mark: str | None
+    rows: int
+
+    @classmethod
+    def of(cls, version: int, mark: str | None, metrics: Mapping[str, str] | None) -> Commit:
+        """Return a commit of Delta's ``userMetadata`` and ``operationMetrics``."""
+        return cls(version, mark, int((metrics or {}).get("numOutputRows", 0)))
 
 
 @dataclass(frozen=True)
@@ -97,10 +114,10 @@ class Lake:
         self.spark = spark
         self.location = location
         self.mode = mode
-        self._checked: set[str] = set()  # asking Delta for properties is slow; once is enough
-        #: The ledger as last read, and its Delta version; see :class:`recs.runs.Ledger`.
-        self.ledger_rows: list[Row] = []
-        self.ledger_version: int | None = None
+        self._checked: set[str] = set()  # asking Delta for properties takes time; once is enough
+        self._reads_log = location.catalog is None and delta_log.is_readable(location.root)
+        #: The ledger's Delta version as last read, and its rows; see :class:`recs.runs.Ledger`.
+        self.ledger: tuple[int, list[Row]] | None = None
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -139,9 +156,10 @@ class Lake:
         table = TABLES[name]
         if name in self._checked:
             return False
-        self._checked.add(name)
         if self.exists(name):
-            return self._check_and_migrate(table)
+            migrated = self._check_and_migrate(table)
+            self._checked.add(name)
+            return migrated
         builder = DeltaTable.createIfNotExists(self.spark).comment(table.comment)
         if self.location.catalog is not None:
             builder = builder.tableName(self.address(name))
@@ -162,6 +180,7 @@ class Lake:
             builder = builder.property(key, value)
         builder = builder.property(_VERSION_PROPERTY, str(table.version))
         builder.property(_MODE_PROPERTY, self._table_mode(table)).execute()
+        self._checked.add(name)
         return True
 
     def load(self, name: str, version: int | None = None) -> DataFrame:
@@ -203,10 +222,31 @@ class Lake:
         """Put the table's content back to a version, as a new version."""
         self.delta(name).restoreToVersion(version).collect()
 
-    def history(self, name: str, limit: int) -> list[Row]:
-        """Return the newest commits of a table: version, userMetadata, operation, newest first."""
-        rows = self.delta(name).history(limit)
-        return rows.select("version", "userMetadata", "operation", "operationMetrics").collect()
+    def newest(self, name: str) -> int | None:
+        """Return the newest version of a table, whoever wrote it; None if it is not there."""
+        if self._reads_log:
+            return max(delta_log.versions(self.address(name)), default=None)
+        return self._history(name, 1)[0].version if self.exists(name) else None
+
+    def commits(self, name: str, after: int) -> list[Commit]:
+        """Return the commits of a table after a version, oldest first."""
+        if self._reads_log:
+            address = self.address(name)
+            found = [version for version in delta_log.versions(address) if version > after]
+            told = [(version, delta_log.commit_info(address, version)) for version in found]
+            return [
+                Commit.of(version, info.get("userMetadata"), info.get("operationMetrics"))
+                for version, info in told
+            ]
+        commits = self._history(name, _RECENT_COMMITS)
+        wanted = commits[0].version - after
+        if wanted > len(commits):
+            commits = self._history(name, wanted)
+        return sorted((c for c in commits if c.version > after), key=attrgetter("version"))
+
+    def _history(self, name: str, limit: int) -> list[Commit]:
+        rows = self.delta(name).history(limit).select("version", "userMetadata", "operationMetrics")
+        return [Commit.of(*row) for row in rows.collect()]
 
     @contextmanager
     def commit_metadata(self, metadata: str) -> Iterator[None]:

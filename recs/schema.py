@@ -132,15 +132,15 @@ _CHANGED_BY_USER = {"delta.enableDeletionVectors": "true"}
 _ALL = (
     Table(
         "runs",
-        "The commit point: one row a state of a stage's run. Consumers read the table versions "
+        "The commit point: one row an ended attempt at a stage. Consumers read the table versions "
         "that the newest finished run names.",
         (
             Column("sequence", "bigint", "place in the ledger, gapless", nullable=False),
             _RUN_ID,
             Column("stage", "string", "stage of the pipeline", nullable=False),
-            Column("attempt", "int", "1, 2, … of this run and stage", nullable=False),
+            Column("attempt", "int", "1, 2, … of this run and stage, for people", nullable=False),
             Column("mode", "string", "backtest or serve", nullable=False),
-            Column("state", "string", "started, finished or failed", nullable=False),
+            Column("state", "string", "finished or failed", nullable=False),
             Column("config_hash", "string", "hash of the settings the stage reads", nullable=False),
             Column("code_version", "string", "version of recs", nullable=False),
             Column("inputs", "map<string,bigint>", "table to the Delta version read"),
@@ -149,12 +149,12 @@ _ALL = (
             Column("overwritten", "array<string>", "outputs whose former rows are all gone"),
             Column("details", "map<string,string>", "what the stage keeps for the next run"),
             Column("started_at", "timestamp", "UTC", nullable=False),
-            Column("seconds", "double", "wall clock of the stage; null when started"),
+            Column("seconds", "double", "wall clock of the stage"),
             Column("error", "string", "what a failed run said"),
         ),
         scope="lake",
-        checks={"known_state": "state IN ('started', 'finished', 'failed')"},
-        # Two commits a run, of one row each: statistics and frequent checkpoints only cost.
+        checks={"known_state": "state IN ('finished', 'failed')"},
+        # A commit a run, of one row: statistics and frequent checkpoints only cost.
         properties={"delta.checkpointInterval": "100", "delta.dataSkippingNumIndexedCols": "0"},
     ),
     _table(

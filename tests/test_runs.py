@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from recs import schema
+from recs import attempts, schema
 from recs.lake import Lake, LakeError, Location
 from recs.runs import ConcurrentRun, Ledger, MissingTable, Run
 from recs.schema import Column, Migration, Table
@@ -68,6 +73,76 @@ def test_rerun_takes_over_what_a_killed_run_left(lake: Lake) -> None:
         assert rerun.attempt == 2
         rerun.write("user_ids", ids(lake, "c"), "append")
     assert read(lake) == ["a", "c"]
+
+
+def test_of_two_attempts_of_one_run_at_once_one_fails_and_nothing_is_mixed(lake: Lake) -> None:
+    late = run(lake, "r1").__enter__()
+    with run(lake, "r1") as attempt:
+        attempt.keep("user_ids")
+        late.keep("user_ids")
+        assert attempt.write("user_ids", ids(lake, "a"), "append") == 1
+        assert late.write("user_ids", ids(lake, "b", "c"), "append") == 2
+    with pytest.raises(ConcurrentRun, match="user_ids"):
+        late.__exit__(None, None, None)
+    assert read(lake) == ["a"]
+
+
+def test_what_a_run_does_not_change_gets_no_version(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    before = lake.newest("user_ids")
+    with run(lake, "r2") as second:
+        second.keep("user_ids")
+    with run(lake, "r3") as third:
+        third.replace("user_ids", ids(lake).limit(0), gone=ids(lake, "z").select("user"))
+    assert lake.newest("user_ids") == before
+    newest = Ledger(lake).newest("stage")
+    assert newest is not None and newest.outputs == {"user_ids": before}
+
+
+def test_a_failed_run_is_undone_once(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_ids", ids(lake, "a"))
+    with pytest.raises(ZeroDivisionError), run(lake, "r2") as second:
+        second.write("user_ids", ids(lake, "b"), "append")
+        raise ZeroDivisionError
+    undone = lake.newest("user_ids")
+    with run(lake, "r2") as rerun:
+        assert rerun.attempt == 2
+        rerun.write("user_ids", ids(lake, "c"), "append")
+    assert undone is not None and lake.newest("user_ids") == undone + 1
+    assert read(lake) == ["a", "c"]
+
+
+def test_working_files_of_killed_attempts_are_removed_and_of_others_left(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_work(run_id: str) -> Run:
+        attempt = run(lake, run_id).__enter__()
+        Path(attempt.work_folder).mkdir(parents=True)
+        return attempt
+
+    def tell(attempt: Run, **told: object) -> None:
+        name = Path(attempt.work_folder).name
+        note = Path(lake.location.work("running", name))
+        note.write_text(json.dumps({**json.loads(note.read_text()), **told}))
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    alive, killed, silent, elsewhere = (at_work(f"r{n}") for n in range(4))
+    tell(killed, host=platform.node(), process=gone.pid)
+    tell(silent, host="another", seen=time.time() - 2 * attempts._DEAD_AFTER_SECONDS)
+    tell(elsewhere, host="another", process=gone.pid)
+    with run(lake, "r1") as rerun:
+        assert rerun.attempt == 2
+        left = [
+            Path(attempt.work_folder).exists() for attempt in (alive, killed, silent, elsewhere)
+        ]
+    assert left == [True, False, False, True]
+    for attempt in (alive, elsewhere):
+        attempt.__exit__(None, None, None)
+    for folder in ("running", "attempts"):
+        assert not list(Path(lake.location.work(folder)).iterdir())
 
 
 def test_of_two_runs_at_once_the_later_fails_and_nothing_is_mixed(lake: Lake) -> None:
@@ -157,6 +232,81 @@ def test_new_rows_are_those_since_the_stages_last_run(lake: Lake) -> None:
     with run(lake, "r5") as fifth:
         fifth.write("user_ids", ids(lake, "f"))
     assert new_users(lake, "c6") is None
+
+
+def test_rows_that_came_after_another_stage_has_read_come_with_its_next_run(lake: Lake) -> None:
+    """Rows that arrive between two stages are neither skipped by the second nor read twice."""
+
+    def arrive(run_id: str, user: str) -> None:
+        with run(lake, run_id) as delivery:
+            delivery.write("user_ids", ids(lake, user), "append")
+
+    def number(run_id: str) -> None:
+        with run(lake, run_id, "numbering") as numbering:
+            numbering.read("user_ids")
+
+    def consume(run_id: str) -> tuple[list[str], list[str] | None, bool]:
+        with run(lake, run_id, "consumer") as consumer:
+            rows = consumer.read_as_of("numbering", "user_ids")
+            new = consumer.read_new("user_ids")
+            unchanged = consumer.unchanged("user_ids")
+            found = None if new is None else sorted(row.user for row in new.collect())
+            return sorted(row.user for row in rows.collect()), found, unchanged
+
+    arrive("a1", "a")
+    with pytest.raises(MissingTable, match="run the stage numbering first"):
+        consume("c0")
+    number("n1")
+    arrive("a2", "b")
+    assert consume("c1") == (["a"], None, False)
+    arrive("a3", "c")
+    assert consume("c2") == (["a"], [], True)
+    number("n2")
+    arrive("a4", "d")
+    assert consume("c3") == (["a", "b", "c"], ["b", "c"], False)
+    number("n3")
+    assert consume("c4") == (["a", "b", "c", "d"], ["d"], False)
+
+
+def test_tables_made_of_other_versions_are_refused_with_the_stages_to_run(lake: Lake) -> None:
+    counted = "items int, shuffle int, rules bigint, shuffled_rules bigint, lost bigint"
+    made = {
+        "popularity": lake.spark.createDataFrame(
+            [("m", 0, 1.0)], "model string, item_id int, score float"
+        ),
+        "user_positives": positives(lake, 0, item=5),
+        "sequentiality": lake.spark.createDataFrame([(2, 0, 1, 1, 0)], counted),
+    }
+
+    def make(run_id: str, stage: str, table: str, *sources: str) -> None:
+        with run(lake, run_id, stage) as maker:
+            for source in sources:
+                maker.read(source)
+            maker.write(table, made[table])
+
+    def require(*tables: str) -> None:
+        with run(lake, f"r-{time.monotonic()}", "reader") as reader:
+            reader.require_one_generation("popularity", *tables)
+
+    make("day1", "count", "popularity")
+    with pytest.raises(MissingTable, match="user_positives"):
+        require("user_positives")
+    make("day1", "positives", "user_positives", "popularity")
+    make("day1", "rules", "sequentiality", "user_positives")
+    require("user_positives", "sequentiality")
+    make("day2", "count", "popularity")
+    told = "popularity are of run day2, but run day1 made {} of others: run the {}"
+    for table, stages in (
+        ("user_positives", "stage positives"),
+        ("sequentiality", "stages positives, rules"),
+    ):
+        with pytest.raises(LakeError, match=told.format(table, stages)):
+            require(table)
+    make("day2", "positives", "user_positives", "popularity")
+    with pytest.raises(LakeError, match=told.format("sequentiality", "stage rules")):
+        require("user_positives", "sequentiality")
+    make("day2", "rules", "sequentiality", "user_positives")
+    require("user_positives", "sequentiality")
 
 
 def test_other_settings_make_everything_anew(lake: Lake) -> None:

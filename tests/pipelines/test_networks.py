@@ -200,8 +200,15 @@ def test_new_events_embed_only_the_users_that_have_them(
     config = configure(*given, "run_id=second")
     deliver(Path(str(config.data)), 2, range(28, 32))
     lake = open_lake(config)
-    names = ("ingest", "vocabulary", "split", "sequences", "embed")
-    run_stages([STAGES[name] for name in names], config, lake)
+    run_stages([STAGES[name] for name in ("ingest", "vocabulary", "split")], config, lake)
+    for stages, missing in (
+        ((), "run the stage sequences"),
+        (("sequences",), "run the stage embed"),
+        (("embed",), "run the stages export, train, embed"),
+    ):
+        run_stages([STAGES[name] for name in stages], config, lake)
+        with pytest.raises(LakeError, match=missing):
+            run_stages([STAGES["sequentiality"]], config, lake)
     rows = rows_of(lake, "user_embeddings")
     assert len(rows) == 32 == len({row["user_id"] for row in rows})
     assert sum(row["run_id"] == "second" for row in rows) == 4
