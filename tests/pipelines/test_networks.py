@@ -23,7 +23,7 @@ from recs.lake import Lake, LakeError
 from recs.runs import Ledger
 from recs.storage import write_file
 from recs.training.dataset import open_training_set
-from recs.training.launch import LaunchError, check
+from recs.training.launch import LaunchError, StartError, check
 from recs.training.model_folder import load_model
 from recs.training.settings import Network, Processes, Training, TrainingJob
 from tests.pipelines.delivery import configurer, deliver, make_delivery
