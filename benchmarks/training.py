@@ -86,6 +86,7 @@ def export_set(folder: Path, items: np.ndarray) -> TrainingSet:
         num_items=NUM_ITEMS,
         event_type_ids={"view": 0},
         positive=["view"],
+        length=length,
         lanes=LANES,
         seed=0,
     )

@@ -211,6 +211,14 @@ EVALUATE = Stage(
         *MODEL_TABLES,
     ),
     writes=("ranks", "judgements", "metrics", "metric_differences"),
-    settings=("mode", "seed", "models", "split.recommendable", "evaluate", "recommend"),
+    settings=(
+        "mode",
+        "seed",
+        "models",
+        "split.recommendable",
+        "events.types",
+        "evaluate",
+        "recommend",
+    ),
     work=run_evaluate,
 )

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from pipelines.inputs import read_catalogue
 from pipelines.job import Job, Stage
-from recs.config import NETWORKS, Config, ConfigError
+from recs.config import NETWORKS, Config, ConfigError, Sequences
 from recs.lake import LakeError
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
 from recs.runs import Finished, Ledger
@@ -60,6 +60,7 @@ def run_export(job: Job) -> None:
             num_items=num_items,
             event_type_ids={row["event_type"]: row["event_type_id"] for row in types},
             positive=positive,
+            length=(config.sequences or Sequences()).length,
             lanes=config.export.lanes,
             seed=config.seed,
         )
@@ -159,6 +160,7 @@ def training_job(job: Job, name: str, exported: Finished, folder: str) -> Traini
         processes=config.processes,
         seed=config.seed,
         versions={table: str(version) for table, version in exported.inputs.items()},
+        exclude_seen=config.recommend.exclude_seen,
     )
 
 
@@ -308,7 +310,13 @@ TRAIN = Stage(
     "Train networks through TorchDistributor.",
     reads=(),
     writes=("trainings",),
-    settings=("mode", "seed", "models", *(f"networks.*.{part}" for part in Network.model_fields)),
+    settings=(
+        "mode",
+        "seed",
+        "models",
+        "recommend.exclude_seen",
+        *(f"networks.*.{part}" for part in Network.model_fields),
+    ),
     work=run_train,
 )
 EMBED = Stage(

@@ -76,6 +76,6 @@ RECOMMEND = Stage(
         *MODEL_TABLES,
     ),
     writes=("recommendations",),
-    settings=("mode", "models", "split.recommendable", "recommend", "evaluate"),
+    settings=("mode", "models", "split.recommendable", "events.types", "recommend", "evaluate"),
     work=run_recommend,
 )

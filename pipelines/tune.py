@@ -221,7 +221,16 @@ TUNE_SLIM = Stage(
     "Search SLIM's l1 and l2 on validation events.",
     reads=("interactions", "catalogue", "user_ids", "item_ids"),
     writes=("trials",),
-    settings=("mode", "seed", "split", "evaluate", "slim", "tune_slim"),
+    settings=(
+        "mode",
+        "seed",
+        "split",
+        "recommend.exclude_seen",
+        "events.types",
+        "evaluate",
+        "slim",
+        "tune_slim",
+    ),
     work=run_tune_slim,
 )
 TUNE_NETWORKS = Stage(
@@ -229,6 +238,6 @@ TUNE_NETWORKS = Stage(
     "Search networks' settings on validation events.",
     reads=(),
     writes=("trials",),
-    settings=("mode", "seed", "models", "networks"),
+    settings=("mode", "seed", "models", "recommend.exclude_seen", "networks"),
     work=run_tune_networks,
 )

@@ -193,8 +193,7 @@ def rank(
         All of a user's targets are candidates for each other. Sampled and given candidates, and
         the targets ranked among them, need not be recommendable. Under ``full`` a target has a null
         rank if it is not recommendable or if it is among the user's seen items: no list may hold
-        it. So has one of a user to whom a model gives nothing, or whose list of sampled or given
-        candidates is empty.
+        it. So has one of a user to whom a model gives nothing, or to whom no candidates are given.
     protocols
         What the targets are ranked among. Sampled candidates depend on the seed and the user only.
     catalogue
@@ -276,7 +275,9 @@ def _rank_batch(
                         values = _pairs(model, scorer, read, among)
                     else:
                         values = _numbers(model, scores.gather(among), among)
+                    # Where nothing else could be drawn, the target has no competitor and is first.
                     given = np.diff(candidates[protocol].offsets[start : stop + 1]) > 0
+                    given |= protocol.num_negatives > 0
                     ranks = rank_among(among, values, wanted)
                     ranks = ranks.only(np.repeat(rankable & given, per_user))
                 users, measured = user_ids[start:stop], lengths[start:stop]

@@ -47,6 +47,7 @@ def export(
     num_items: int,
     event_type_ids: Mapping[str, int],
     positive: Sequence[str],
+    length: int,
     lanes: int,
     seed: int,
 ) -> TrainingSet:
@@ -69,6 +70,8 @@ def export(
         Delta version of each table that these come from.
     event_type_ids, positive
         Number of each event type, and the types whose items are asked for.
+    length
+        L: the last events of a history that are read.
     lanes
         At least the processes that will ever train on it, and a multiple of them.
     seed
@@ -81,7 +84,7 @@ def export(
     """
     parts, columns = {}, ""
     for part, rows in (("train", sequences), ("validation", validation)):
-        parts[part], found = _write(rows, part, folder, lanes, seed)
+        parts[part], found = _write(rows, part, folder, length, lanes, seed)
         columns = columns or found
     if not any(file.rows for file in parts["train"]):
         raise UserError("there are no sequences to train on: run the stages split and sequences")
@@ -103,7 +106,7 @@ def export(
             num_users=num_users,
             num_items=num_items,
             num_event_types=max(event_type_ids.values()) + 1,
-            length=max(file.length for file in parts["train"]),
+            length=length,
             lanes=lanes,
             positive_event_types=sorted(event_type_ids[name] for name in positive),
             schema_hash=hashlib.sha256(columns.encode()).hexdigest()[:16],
@@ -127,13 +130,10 @@ def with_targets(sequences: DataFrame, interactions: DataFrame) -> DataFrame:
 
 
 def _write(
-    rows: DataFrame, part: str, folder: str, lanes: int, seed: int
+    rows: DataFrame, part: str, folder: str, longest: int, lanes: int, seed: int
 ) -> tuple[list[File], str]:
     """Write the files of a part; return them and what their columns are."""
     numbers = [name for name in ("user_id", "length", "target") if name in rows.columns]
-    longest = rows.agg(F.max("length")).collect()[0][0]
-    if longest is None:
-        return [], ""
     lengths = lengths_up_to(longest)
     bucket = F.lit(0)
     for number, length in enumerate(lengths[:-1]):
@@ -147,6 +147,8 @@ def _write(
         F.pmod(key, F.lit(_SLICES)).cast("int").alias("slice"),
     )
     counted = keyed.groupBy("bucket", "slice").count().collect()
+    if not counted:
+        return [], ""
     counts = np.zeros((len(lengths), _SLICES), np.int64)
     for row in counted:
         counts[row["bucket"], row["slice"]] = row["count"]

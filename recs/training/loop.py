@@ -379,7 +379,13 @@ class _Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        counts = self.ranks.sum(rank_counts(self.network, self._held_out(), self.recommendable))
+        counts = rank_counts(
+            self.network,
+            self._held_out(),
+            self.recommendable,
+            exclude_seen=self.job.exclude_seen,
+        )
+        counts = self.ranks.sum(counts)
         settings, progress = self.settings.validation, self.progress
         value = metric(counts, settings)
         if value is None:

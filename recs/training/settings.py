@@ -201,6 +201,8 @@ class TrainingJob(Strict):
         URI of the folder that the model is written to, with checkpoints while it is trained.
     versions
         What the model is of: versions of the vocabularies and the run.
+    exclude_seen
+        Whether validation ranks no item that the user has wanted in training, as lists hold none.
     """
 
     name: str
@@ -210,6 +212,7 @@ class TrainingJob(Strict):
     processes: Processes
     seed: int
     versions: dict[str, str] = {}
+    exclude_seen: bool = True
 
     @property
     def checkpoints(self) -> str:

@@ -28,7 +28,7 @@ class HeldOut(NamedTuple):
     targets : int64[B]
         Negative in rows that only fill the batch up.
     seen
-        What each row's user has wanted in training, which is left out of the ranking.
+        What each row's user has wanted in training.
     """
 
     histories: Histories
@@ -38,12 +38,18 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def rank_counts(
-    network: SequenceNetwork, batches: Iterable[HeldOut], recommendable: Tensor
+    network: SequenceNetwork,
+    batches: Iterable[HeldOut],
+    recommendable: Tensor,
+    *,
+    exclude_seen: bool,
 ) -> Tensor:
     """Return int64[1 + ranks]: how many targets of this process have each rank, others at 0.
 
     Targets are ranked among the items that ``recommendable`` bool[N] marks; one that it does not
-    mark has no rank. Equal scores count against the target. The scores of :data:`RANKED_A_LANE`
+    mark has no rank. With ``exclude_seen`` what a user has wanted in training is left out, and has
+    no rank as a target: no list may hold it. So protocol ``full`` ranks, which leaves out too what
+    was disliked; of that training knows nothing. Equal scores count against the target. The scores of :data:`RANKED_A_LANE`
     histories of each process that shares the tables are held at once.
     """
     network.eval()
@@ -62,11 +68,12 @@ def rank_counts(
             if not tables.sum(real.sum()):
                 continue
             queries = network.queries(Histories(*(part[rows] for part in histories)))
-            own = (owners >= first) & (owners < first + RANKED_A_LANE)
-            pairs = owners[own] - first, seen.items[own].long()
+            own = (owners >= first) & (owners < first + RANKED_A_LANE) & exclude_seen
+            users, had = owners[own] - first, seen.items[own].long()
             goals = targets[rows].clamp(min=0)
-            ranks = _ranks(tables, items, hidden, queries.float(), goals, *pairs)
+            ranks = _ranks(tables, items, hidden, queries.float(), goals, users, had)
             ranked = recommendable[goals] & (ranks <= MOST_RANKS)
+            ranked[users[had == goals[users]]] = False
             counts += torch.bincount(torch.where(ranked, ranks, 0)[real], minlength=MOST_RANKS + 1)
     network.train()
     return counts

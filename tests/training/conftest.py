@@ -59,6 +59,7 @@ def training_set(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
         num_items=NUM_ITEMS,
         event_type_ids={"view": 0, "dislike": 1},
         positive=["view"],
+        length=LENGTH,
         lanes=LANES,
         seed=1,
     )

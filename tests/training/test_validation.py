@@ -25,6 +25,8 @@ def counts_of(
     targets: list[int],
     seen: list[list[int]],
     recommendable: tuple[bool, ...] = (True,) * NUM_ITEMS,
+    *,
+    exclude_seen: bool = True,
 ) -> torch.Tensor:
     network = build("fmc", Sizes(9, NUM_ITEMS, 1, 2), {"dim": NUM_ITEMS})
     weights = network.state_dict()
@@ -36,13 +38,16 @@ def counts_of(
     positives = UserPositives(offsets, torch.tensor(sum(seen, []), dtype=torch.int32))
     histories = Histories(torch.arange(len(last)), items, nothing, nothing)
     batch = HeldOut(histories, torch.tensor(targets), positives)
-    return rank_counts(network, [batch], torch.tensor(recommendable))
+    return rank_counts(network, [batch], torch.tensor(recommendable), exclude_seen=exclude_seen)
 
 
 def test_ranks_leave_out_what_was_seen() -> None:
-    # After item 0 the order is 0, 2, 1, 3; item 0 has been seen, the target may have been.
-    counts = counts_of([0, 0, 2], [1, 3, 1], [[0], [0], [2, 1]])
-    assert counts[:4].tolist() == [0, 1, 1, 1]
+    # After item 0 the order is 0, 2, 1, 3, after item 2 it is 1, 2, 3, 0.
+    seen = [[0], [0], [2, 1]]
+    # The third target has been seen: no list may hold it.
+    assert counts_of([0, 0, 2], [1, 3, 1], seen)[:5].tolist() == [1, 0, 1, 1, 0]
+    everything = counts_of([0, 0, 2], [1, 3, 1], seen, exclude_seen=False)
+    assert everything[:5].tolist() == [0, 1, 0, 1, 1]
 
 
 def test_items_that_may_not_be_recommended_have_no_rank() -> None:
