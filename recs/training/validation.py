@@ -48,9 +48,10 @@ def rank_counts(
 
     Targets are ranked among the items that ``recommendable`` bool[N] marks; one that it does not
     mark has no rank. With ``exclude_seen`` what a user has wanted in training is left out, and has
-    no rank as a target: no list may hold it. So protocol ``full`` ranks, which leaves out too what
-    was disliked; of that training knows nothing. Equal scores count against the target. The scores of :data:`RANKED_A_LANE`
-    histories of each process that shares the tables are held at once.
+    no rank as a target: no list may hold it. Protocol ``full`` ranks so, and leaves out what was
+    disliked too, of which training knows nothing. Equal scores count against the target. The
+    scores of :data:`RANKED_A_LANE` histories of each process that shares the tables are held at
+    once.
     """
     network.eval()
     tables, device = network.sizes.tables, recommendable.device
