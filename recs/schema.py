@@ -316,6 +316,7 @@ _ALL = (
         Column("train_events", "bigint", "positive interactions of training", nullable=False),
         Column("known_events", "bigint", "the same of training and validation", nullable=False),
         name="catalogue",
+        first=2,
         comment="Items of the vocabulary, and what models may know of them: see evaluate.split",
     ),
     _table(
@@ -415,6 +416,7 @@ _ALL = (
         Column("head", "boolean", "target is of the most popular fifth", nullable=False),
         Column("repeat", "boolean", "user has had the item before the split", nullable=False),
         name="ranks",
+        first=2,
         comment="Where each held-out target ended; all accuracy metrics come from here",
         cluster_by=("user_id",),
     ),
