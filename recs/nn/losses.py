@@ -330,17 +330,18 @@ def _all_items(
         block = slice(first, first + rows)
         q_RD, t_R, w_R = q_MD[block], targets_M[block], weights_M[block]
         here_R = here_M[block]
-        v_RD = v_ND[t_R]
-        asked_R = (q_RD.to(wide) * v_RD).sum(1)
-        if b_N is not None:
-            asked_R = asked_R + b_N[t_R]
-        asked_R = asked_R * here_R
 
-        # e^{logit - peak} of each tile, and the sum over all.
-        peaks_R1, sums_R, tile = None, torch.zeros_like(asked_R), None
+        # e^{logit - peak} of each tile, and the sum over all. The target's logit is read off its
+        # tile: computed by itself it would be rounded otherwise, and the loss could fall below 0.
+        peaks_R1, tile = None, None
+        sums_R, asked_R = torch.zeros_like(w_R), torch.zeros_like(w_R)
         for column in range(0, N, columns):
             items = slice(column, column + columns)
             tile = _logits(q_RD, v_ND[items], b_N, items, wide)
+            place_R = t_R - column
+            in_tile_R = here_R & (place_R >= 0) & (place_R < tile.shape[1])
+            found_R = tile.gather(1, place_R.clamp(0, tile.shape[1] - 1)[:, None])[:, 0]
+            asked_R = torch.where(in_tile_R, found_R, asked_R)
             peak_R1 = tile.amax(1, keepdim=True)
             if peaks_R1 is not None:
                 peak_R1 = torch.maximum(peak_R1, peaks_R1)
@@ -373,7 +374,7 @@ def _all_items(
                 by_vectors[items].add_(part.T @ q_shared_RD)
             if by_biases is not None:
                 by_biases[items].add_(shares_R @ tile)
-        by_queries[block] = sum_RD * shares_R[:, None] - v_RD * w_R[:, None]
+        by_queries[block] = sum_RD * shares_R[:, None] - v_ND[t_R] * w_R[:, None]
         by_vectors.index_add_(0, t_R, (q_RD * w_R[:, None]).to(wide), alpha=-1)
         if by_biases is not None:
             by_biases.index_add_(0, t_R, w_R, alpha=-1)
