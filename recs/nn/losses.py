@@ -333,26 +333,26 @@ def _all_items(
 
         # e^{logit - peak} of each tile, and the sum over all. The target's logit is read off its
         # tile: computed by itself it would be rounded otherwise, and the loss could fall below 0.
-        peaks_R1, tile = None, None
-        sums_R, asked_R = torch.zeros_like(w_R), torch.zeros_like(w_R)
+        peaks_R1, sums_R, asked_R, tile = None, torch.zeros_like(w_R), None, None
         for column in range(0, N, columns):
             items = slice(column, column + columns)
             tile = _logits(q_RD, v_ND[items], b_N, items, wide)
-            place_R = t_R - column
-            in_tile_R = here_R & (place_R >= 0) & (place_R < tile.shape[1])
-            found_R = tile.gather(1, place_R.clamp(0, tile.shape[1] - 1)[:, None])[:, 0]
-            asked_R = torch.where(in_tile_R, found_R, asked_R)
+            last = tile.shape[1] - 1
+            found_R = tile.gather(1, (t_R - column).clamp(0, last)[:, None])[:, 0]
+            if columns < N:
+                found_R = found_R * ((t_R >= column) & (t_R <= column + last))
+            asked_R = found_R if asked_R is None else asked_R + found_R
             peak_R1 = tile.amax(1, keepdim=True)
             if peaks_R1 is not None:
                 peak_R1 = torch.maximum(peak_R1, peaks_R1)
                 sums_R *= (peaks_R1 - peak_R1).exp_()[:, 0]
             peaks_R1 = peak_R1
             sums_R += tile.sub_(peaks_R1).exp_().sum(1)
-        assert peaks_R1 is not None and tile is not None
+        assert peaks_R1 is not None and asked_R is not None and tile is not None
         # Of the sum over the items of all processes, this is in the scale of its own peak.
         peaks_R = tables.max(peaks_R1[:, 0].clone())
         scales_R = (peaks_R1[:, 0] - peaks_R).exp_()
-        sums_R, asked_R = tables.sum(torch.stack([sums_R * scales_R, asked_R]))
+        sums_R, asked_R = tables.sum(torch.stack([sums_R * scales_R, asked_R * here_R]))
         losses_M[block] = w_R * (sums_R.log() + peaks_R - asked_R)
         if not learns:
             continue
