@@ -330,28 +330,29 @@ def _all_items(
         block = slice(first, first + rows)
         q_RD, t_R, w_R = q_MD[block], targets_M[block], weights_M[block]
         here_R = here_M[block]
-        v_RD = v_ND[t_R]
-        asked_R = (q_RD.to(wide) * v_RD).sum(1)
-        if b_N is not None:
-            asked_R = asked_R + b_N[t_R]
-        asked_R = asked_R * here_R
 
-        # e^{logit - peak} of each tile, and the sum over all.
-        peaks_R1, sums_R, tile = None, torch.zeros_like(asked_R), None
+        # e^{logit - peak} of each tile, and the sum over all. The target's logit is read off its
+        # tile: computed by itself it would be rounded otherwise, and the loss could fall below 0.
+        peaks_R1, sums_R, asked_R, tile = None, torch.zeros_like(w_R), None, None
         for column in range(0, N, columns):
             items = slice(column, column + columns)
             tile = _logits(q_RD, v_ND[items], b_N, items, wide)
+            last = tile.shape[1] - 1
+            found_R = tile.gather(1, (t_R - column).clamp(0, last)[:, None])[:, 0]
+            if columns < N:
+                found_R = found_R * ((t_R >= column) & (t_R <= column + last))
+            asked_R = found_R if asked_R is None else asked_R + found_R
             peak_R1 = tile.amax(1, keepdim=True)
             if peaks_R1 is not None:
                 peak_R1 = torch.maximum(peak_R1, peaks_R1)
                 sums_R *= (peaks_R1 - peak_R1).exp_()[:, 0]
             peaks_R1 = peak_R1
             sums_R += tile.sub_(peaks_R1).exp_().sum(1)
-        assert peaks_R1 is not None and tile is not None
+        assert peaks_R1 is not None and asked_R is not None and tile is not None
         # Of the sum over the items of all processes, this is in the scale of its own peak.
         peaks_R = tables.max(peaks_R1[:, 0].clone())
         scales_R = (peaks_R1[:, 0] - peaks_R).exp_()
-        sums_R, asked_R = tables.sum(torch.stack([sums_R * scales_R, asked_R]))
+        sums_R, asked_R = tables.sum(torch.stack([sums_R * scales_R, asked_R * here_R]))
         losses_M[block] = w_R * (sums_R.log() + peaks_R - asked_R)
         if not learns:
             continue
@@ -373,7 +374,7 @@ def _all_items(
                 by_vectors[items].add_(part.T @ q_shared_RD)
             if by_biases is not None:
                 by_biases[items].add_(shares_R @ tile)
-        by_queries[block] = sum_RD * shares_R[:, None] - v_RD * w_R[:, None]
+        by_queries[block] = sum_RD * shares_R[:, None] - v_ND[t_R] * w_R[:, None]
         by_vectors.index_add_(0, t_R, (q_RD * w_R[:, None]).to(wide), alpha=-1)
         if by_biases is not None:
             by_biases.index_add_(0, t_R, w_R, alpha=-1)

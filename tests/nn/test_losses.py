@@ -222,6 +222,30 @@ def test_autocast_is_close_to_float32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, right, rtol=0, atol=tolerance * right.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("cut_items", [False, True])
+def test_no_loss_is_below_zero(
+    dtype: torch.dtype, biased: bool, cut_items: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of places that are sure of their target, whose logit is rounded as the others are."""
+    if cut_items:
+        monkeypatch.setattr(losses, "_tile", lambda M, N, chunk, device: (5, 8))
+    torch.manual_seed(0)
+    queries, vectors = 4 * torch.randn(200, 64), torch.randn(NUM_ITEMS, 64)
+    biases = torch.randn(NUM_ITEMS) if biased else None
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = (queries @ vectors.T).float() + (0.0 if biases is None else biases)
+        targets = logits.argmax(1)
+        found = [
+            full_cross_entropy(queries[n, None], targets[n, None], vectors, biases, torch.ones(1))
+            for n in range(len(queries))
+        ]
+    assert torch.stack(found).min() >= 0
+    plain = F.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(torch.stack(found), plain, rtol=1e-3, atol=1e-4)
+
+
 def test_great_logits_and_no_places() -> None:
     vectors = torch.eye(4, requires_grad=True)
     queries = 1e4 * torch.eye(4)[:2].clone().requires_grad_()

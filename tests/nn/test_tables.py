@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from recs.nn import tables as module
-from recs.nn.losses import Loss, LossSettings
+from recs.nn.losses import Loss, LossSettings, full_cross_entropy
 from recs.nn.models import MODELS, build
 from recs.nn.network import Histories, Sizes
 from recs.nn.samplers import Places
@@ -107,6 +107,20 @@ def _train(case: str, tables: Tables, rank: int, count: int) -> dict[str, Tensor
     return result
 
 
+def _sure_in_bf16(tables: Tables) -> Tensor:
+    """Return full cross-entropy of this process's places, each sure of its target, in bfloat16."""
+    torch.manual_seed(5)
+    queries, vectors = 4 * torch.randn(60, 32), torch.randn(NUM_ITEMS, 32)
+    own = slice(tables.rank, None, tables.count)
+    targets = (queries @ vectors.T).argmax(1)[own]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [
+            full_cross_entropy(q[None], t[None], vectors[own], None, torch.ones(1), tables=tables)
+            for q, t in zip(queries[own], targets, strict=True)
+        ]
+    return torch.stack(found)
+
+
 class _States(torch.nn.Module):
     """What :class:`Loss` reads of a network, made in one module as DDP wants it."""
 
@@ -130,6 +144,7 @@ def _process(rank: int, folder: str) -> None:
             results[f"{name}.{sparse}"] = _read(tables, torch.tensor(ids[rank]).long())
     for case, (_, _, sparse) in TRAINED.items():
         results[case] = _train(case, ShardedTables(rank, 2, sparse), rank, 2)
+    results["bf16"] = _sure_in_bf16(ShardedTables(rank, 2))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -163,6 +178,14 @@ def test_trains_as_one_process_does(of_two: list[dict[str, Any]], case: str) -> 
     for name, tensor in expected.items():
         torch.testing.assert_close(of_two[0][case][name], tensor, **CLOSE, msg=name)
     assert torch.equal(of_two[1][case]["losses"], of_two[0][case]["losses"])
+
+
+def test_no_loss_is_below_zero_in_bf16(of_two: list[dict[str, Any]]) -> None:
+    whole = _sure_in_bf16(WHOLE)
+    for rank in range(2):
+        found = of_two[rank]["bf16"]
+        assert found.min() >= 0
+        torch.testing.assert_close(found, whole[rank::2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("num", "dim"), [(5, 3), (16, 3), (37, 5), (100, 8)])
