@@ -399,7 +399,10 @@ class _Trainer:
     def _held_out(self) -> Iterator[HeldOut]:
         for batch in self.measured.batches(0):
             targets = torch.from_numpy(batch.columns["target"]).to(self.ranks.device).long()
-            yield HeldOut(self._histories(batch), targets, self._positives(batch))
+            seen = self._positives(batch)
+            if not self.job.exclude_seen:
+                seen = UserPositives(torch.zeros_like(seen.offsets), seen.items[:0])
+            yield HeldOut(self._histories(batch), targets, seen)
 
     # -- checkpoints and the end ----------------------------------------------------------------
 

@@ -79,6 +79,9 @@ class Optimizer(Strict):
 class Validation(Strict):
     """The metric on validation events by which training stops, of full ranking.
 
+    It is what the protocol ``full`` measures of each user's first target: see
+    :mod:`recs.training.validation`.
+
     Attributes
     ----------
     metric, k
@@ -201,6 +204,9 @@ class TrainingJob(Strict):
         URI of the folder that the model is written to, with checkpoints while it is trained.
     versions
         What the model is of: versions of the vocabularies and the run.
+    exclude_seen
+        Whether validation ranks as lists are made that leave out what users have had; see
+        ``recommend.exclude_seen``.
     """
 
     name: str
@@ -210,6 +216,7 @@ class TrainingJob(Strict):
     processes: Processes
     seed: int
     versions: dict[str, str] = {}
+    exclude_seen: bool = True
 
     @property
     def checkpoints(self) -> str:

@@ -65,7 +65,7 @@ def test_rows_that_no_step_reads_keep_their_size_by_default(name: Any, left: flo
 
 def test_a_weight_decay_that_is_given_is_taken_by_any_name() -> None:
     for name in ("adamw", "adam", "adagrad"):
-        settings = Optimizer(name=name, weight_decay=0.5)  # type: ignore[arg-type]
+        settings = Optimizer(name=name, weight_decay=0.5)
         optimizer = make_optimizer(settings, torch.nn.ParameterList([torch.ones(2, 2)]))
         assert optimizer.param_groups[0]["weight_decay"] == 0.5
 
