@@ -190,6 +190,6 @@ EVALUATE = Stage(
         *MODEL_TABLES,
     ),
     writes=("ranks", "judgements", "metrics", "metric_differences"),
-    settings=("mode", "seed", "models", "evaluate", "recommend"),
+    settings=("mode", "seed", "models", "events.types", "slim.values", "recommend", "evaluate"),
     work=run_evaluate,
 )

@@ -157,6 +157,7 @@ def training_job(job: Job, name: str, exported: Finished, folder: str) -> Traini
         processes=config.processes,
         seed=config.seed,
         versions={table: str(version) for table, version in exported.inputs.items()},
+        exclude_seen=config.recommend.exclude_seen,
     )
 
 
@@ -266,7 +267,15 @@ EXPORT = Stage(
         "item_ids",
     ),
     writes=(),
-    settings=("mode", "seed", "events.types", "sequences", "export"),
+    settings=(
+        "mode",
+        "seed",
+        "events.types",
+        "split.recommendable",
+        "sequences",
+        "export",
+        "evaluate.split",
+    ),
     work=run_export,
 )
 TRAIN = Stage(
@@ -274,7 +283,13 @@ TRAIN = Stage(
     "Train networks through TorchDistributor.",
     reads=(),
     writes=("trainings",),
-    settings=("mode", "seed", "models", *(f"networks.*.{part}" for part in Network.model_fields)),
+    settings=(
+        "mode",
+        "seed",
+        "models",
+        *(f"networks.*.{part}" for part in Network.model_fields),
+        "recommend.exclude_seen",
+    ),
     work=run_train,
 )
 EMBED = Stage(

@@ -188,7 +188,7 @@ VOCABULARY = Stage(
     "Number new users and items.",
     reads=("events", "items", "candidate_lists"),
     writes=("user_ids", "item_ids", "event_type_ids"),
-    settings=(),
+    settings=("events.types",),
     work=run_vocabulary,
     shared=True,
 )
@@ -197,6 +197,6 @@ SPLIT = Stage(
     "Order events and put each in training, validation or test.",
     reads=("events", "user_ids", "item_ids"),
     writes=("interactions", "catalogue"),
-    settings=("mode", "seed", "split"),
+    settings=("mode", "seed", "events.sources", "split"),
     work=run_split,
 )

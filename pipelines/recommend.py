@@ -79,6 +79,6 @@ RECOMMEND = Stage(
         *MODEL_TABLES,
     ),
     writes=("recommendations",),
-    settings=("mode", "models", "recommend", "evaluate"),
+    settings=("mode", "models", "events.types", "slim.values", "recommend", "evaluate"),
     work=run_recommend,
 )

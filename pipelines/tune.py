@@ -228,7 +228,16 @@ TUNE_SLIM = Stage(
     "Search SLIM's l1 and l2 on validation events.",
     reads=("interactions", "user_ids", "item_ids"),
     writes=("trials",),
-    settings=("mode", "seed", "split", "evaluate", "slim", "tune_slim"),
+    settings=(
+        "mode",
+        "seed",
+        "events.types",
+        "split",
+        "slim",
+        "recommend.exclude_seen",
+        "evaluate",
+        "tune_slim",
+    ),
     work=run_tune_slim,
 )
 TUNE_NETWORKS = Stage(
@@ -236,6 +245,14 @@ TUNE_NETWORKS = Stage(
     "Search networks' settings on validation events.",
     reads=(),
     writes=("trials",),
-    settings=("mode", "seed", "models", "networks"),
+    settings=(
+        "mode",
+        "seed",
+        "models",
+        "export.hold_out",
+        "export.lanes",
+        "networks",
+        "recommend.exclude_seen",
+    ),
     work=run_tune_networks,
 )
