@@ -217,6 +217,7 @@ EVALUATE = Stage(
         "models",
         "split.recommendable",
         "events.types",
+        "slim.values",
         "evaluate",
         "recommend",
     ),

@@ -17,6 +17,7 @@ from recs.config import CandidateSource, EventSource, ItemSource, Source, UserSo
 from recs.data import entities, ingest
 from recs.data.files import Delivered, ledger_rows, new_deliveries, settings_hash
 from recs.data.sources import RAW, REASON, SOURCE, read_lines, read_rows
+from recs.runs import Run
 from recs.session import num_tasks, settings
 from recs.storage import join
 
@@ -32,7 +33,7 @@ def run_ingest(job: Job) -> None:
         "spark.sql.legacy.parquet.nanosAsLong": "true",
     }
     with settings(job.spark, conf):
-        deliveries = _Deliveries(job)
+        deliveries = _Deliveries(job.run)
         job.run.keep("events")
         job.run.keep("quarantine")
         _read_events(job, deliveries)
@@ -46,19 +47,19 @@ def run_ingest(job: Job) -> None:
 class _Deliveries:
     """What this run reads, by the ledger of what was read before; see :mod:`recs.data.files`."""
 
-    job: Job
+    run: Run
     rows: list[DataFrame] = field(default_factory=list)
     next_number: int = 0
     _taken: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        if self.job.run.has("files"):
-            highest = self.job.read("files").agg(F.max("source")).collect()[0][0]
+        if self.run.has("files"):
+            highest = self.run.read("files").agg(F.max("source")).collect()[0][0]
             self.next_number = 0 if highest is None else highest + 1
 
-    def new(self, source: Source | CandidateSource, kind: str) -> list[Delivered]:
+    def new(self, source: Source | CandidateSource, path: str, kind: str) -> list[Delivered]:
         """Return what is new of a source, and note that it is read."""
-        found = self._unread(source, kind)
+        found = self._unread(source, path, kind)
         if kind == "events":
             # A file that two globs find is read by the first.
             found = [delivered for delivered in found if delivered.path not in self._taken]
@@ -69,38 +70,36 @@ class _Deliveries:
         self._note(found, kind, settings_hash(source))
         return found
 
-    def is_changed(self, source: Source | CandidateSource, kind: str) -> bool:
+    def is_changed(self, source: Source | CandidateSource, path: str, kind: str) -> bool:
         """Tell whether anything of a source is new."""
-        return bool(self._unread(source, kind))
+        return bool(self._unread(source, path, kind))
 
-    def all(self, source: Source | CandidateSource, kind: str) -> list[Delivered]:
+    def all(self, source: Source | CandidateSource, path: str, kind: str) -> list[Delivered]:
         """Return all of a source, and note that it is read."""
-        path = self.job.config.locate(source)
-        found = new_deliveries(self.job.spark, source, path, None, self.next_number)
+        found = new_deliveries(self.run.lake.spark, source, path, None, self.next_number)
         self._note(found, kind, settings_hash(source))
         return found
 
-    def _unread(self, source: Source | CandidateSource, kind: str) -> list[Delivered]:
+    def _unread(self, source: Source | CandidateSource, path: str, kind: str) -> list[Delivered]:
         known = None
-        if self.job.run.has("files"):
-            known = self.job.read("files").where(F.col("kind") == kind)
+        if self.run.has("files"):
+            known = self.run.read("files").where(F.col("kind") == kind)
             if kind != "events":
                 # Events are events, however they are read; what else is delivered is read again
                 # when the settings of its source change.
                 known = known.where(F.col("settings") == settings_hash(source))
-        path = self.job.config.locate(source)
-        return new_deliveries(self.job.spark, source, path, known, self.next_number)
+        return new_deliveries(self.run.lake.spark, source, path, known, self.next_number)
 
     def _note(self, found: list[Delivered], kind: str, how: str) -> None:
         if found:
             self.next_number = found[-1].source + 1
-            self.rows.append(ledger_rows(self.job.spark, found, kind, how))
+            self.rows.append(ledger_rows(self.run.lake.spark, found, kind, how))
 
 
 def _read_events(job: Job, deliveries: _Deliveries) -> None:
     accepted, repeats = 0, 0
     for source in job.config.events.sources:
-        new = deliveries.new(source, "events")
+        new = deliveries.new(source, job.config.locate(source), "events")
         if new:
             good, repeated = _read_source(job, source, new)
             accepted, repeats = accepted + good, repeats + repeated
@@ -177,7 +176,7 @@ def _read_entities(job: Job, deliveries: _Deliveries) -> None:
         found = job.read(kind) if job.run.rows_before(kind) else None
         changed = False
         for source in sources:
-            new = deliveries.new(source, kind)
+            new = deliveries.new(source, job.config.locate(source), kind)
             if new:
                 found = entities.merged(found, _read_entity(job, source, new), kind[:-1])
                 changed = True
@@ -205,11 +204,13 @@ def _read_entity(job: Job, source: ItemSource | UserSource, new: Sequence[Delive
 def _read_candidates(job: Job, deliveries: _Deliveries) -> None:
     """Write the candidate lists anew if any of their files is new."""
     sources = job.config.candidates
-    if not any(deliveries.is_changed(source, "candidates") for source in sources):
+    if not any(
+        deliveries.is_changed(source, job.config.locate(source), "candidates") for source in sources
+    ):
         return
     lists = []
     for source in sources:
-        found = deliveries.all(source, "candidates")
+        found = deliveries.all(source, job.config.locate(source), "candidates")
         lines = job.persist(entities.with_form(read_lines(job.spark, source, found)))
         _report(job, lines, "list of the form '(user,item)<tab>candidate<tab>…'", found)
         lists.append(entities.candidate_lists(lines))

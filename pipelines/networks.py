@@ -302,7 +302,15 @@ EXPORT = Stage(
         "item_ids",
     ),
     writes=(),
-    settings=("mode", "seed", "events.types", "split.recommendable", "sequences", "export"),
+    settings=(
+        "mode",
+        "seed",
+        "events.types",
+        "split.recommendable",
+        "sequences",
+        "export",
+        "evaluate.split",
+    ),
     work=run_export,
 )
 TRAIN = Stage(
@@ -314,8 +322,8 @@ TRAIN = Stage(
         "mode",
         "seed",
         "models",
-        "recommend.exclude_seen",
         *(f"networks.*.{part}" for part in Network.model_fields),
+        "recommend.exclude_seen",
     ),
     work=run_train,
 )

@@ -100,6 +100,13 @@ SPLIT = Stage(
     "Order events and put each in training, validation or test.",
     reads=("events", "files", "user_ids", "item_ids"),
     writes=("interactions", "catalogue"),
-    settings=("mode", "seed", "split", "events.types", "events.default_type"),
+    settings=(
+        "mode",
+        "seed",
+        "events.types",
+        "events.default_type",
+        "events.sources.*.held_out",
+        "split",
+    ),
     work=run_split,
 )

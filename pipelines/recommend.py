@@ -76,6 +76,14 @@ RECOMMEND = Stage(
         *MODEL_TABLES,
     ),
     writes=("recommendations",),
-    settings=("mode", "models", "split.recommendable", "events.types", "recommend", "evaluate"),
+    settings=(
+        "mode",
+        "models",
+        "split.recommendable",
+        "events.types",
+        "slim.values",
+        "recommend",
+        "evaluate",
+    ),
     work=run_recommend,
 )

@@ -184,6 +184,15 @@ SEQUENTIALITY = Stage(
     "Count frequent item sequences, and those lost when histories are shuffled.",
     reads=("interactions", "sequences", "catalogue", "user_ids", "item_ids", *NETWORK_TABLES),
     writes=("sequentiality", "model_sequentiality"),
-    settings=("mode", "seed", "split", "evaluate", "models", "sequentiality"),
+    settings=(
+        "mode",
+        "seed",
+        "models",
+        "events.types",
+        "split",
+        "recommend.exclude_seen",
+        "evaluate",
+        "sequentiality",
+    ),
     work=run_sequentiality,
 )

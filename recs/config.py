@@ -664,7 +664,7 @@ class Config(Strict):
     def hash(self, *keys: str) -> str:
         """Return a hash of the settings with these keys, the same for equal values.
 
-        Keys are dotted; ``*`` stands for all keys of a mapping.
+        Keys are dotted; ``*`` stands for all keys of a mapping, or elements of a list.
         """
         whole = self.model_dump(mode="json")
         values = {key: _pick(whole, key.split(".")) for key in keys}
@@ -704,6 +704,8 @@ def _pick(node: Any, parts: list[str]) -> Any:
     """Return what a key, in parts, stands for below ``node``."""
     if not parts:
         return node
+    if parts[0] == "*" and isinstance(node, list):
+        return [_pick(value, parts[1:]) for value in node]
     if parts[0] == "*":
         return {key: _pick(value, parts[1:]) for key, value in node.items()}
     return _pick(node[parts[0]], parts[1:])

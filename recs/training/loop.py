@@ -379,13 +379,7 @@ class _Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        counts = rank_counts(
-            self.network,
-            self._held_out(),
-            self.recommendable,
-            exclude_seen=self.job.exclude_seen,
-        )
-        counts = self.ranks.sum(counts)
+        counts = self.ranks.sum(rank_counts(self.network, self._held_out(), self.recommendable))
         settings, progress = self.settings.validation, self.progress
         value = metric(counts, settings)
         if value is None:
@@ -406,7 +400,10 @@ class _Trainer:
     def _held_out(self) -> Iterator[HeldOut]:
         for batch in self.measured.batches(0):
             targets = torch.from_numpy(batch.columns["target"]).to(self.ranks.device).long()
-            yield HeldOut(self._histories(batch), targets, self._positives(batch))
+            seen = self._positives(batch)
+            if not self.job.exclude_seen:
+                seen = UserPositives(torch.zeros_like(seen.offsets), seen.items[:0])
+            yield HeldOut(self._histories(batch), targets, seen)
 
     # -- checkpoints and the end ----------------------------------------------------------------
 

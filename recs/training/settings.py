@@ -79,6 +79,9 @@ class Optimizer(Strict):
 class Validation(Strict):
     """The metric on validation events by which training stops, of full ranking.
 
+    It is what the protocol ``full`` measures of each user's first target: see
+    :mod:`recs.training.validation`.
+
     Attributes
     ----------
     metric, k
@@ -202,7 +205,8 @@ class TrainingJob(Strict):
     versions
         What the model is of: versions of the vocabularies and the run.
     exclude_seen
-        Whether validation ranks no item that the user has wanted in training, as lists hold none.
+        Whether validation ranks as lists are made that leave out what users have had; see
+        ``recommend.exclude_seen``.
     """
 
     name: str

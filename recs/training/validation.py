@@ -1,4 +1,10 @@
-"""Ranks of held-out targets among all items: exact, and the same for any number of processes."""
+"""Ranks of held-out targets among all items: exact, and the same for any number of processes.
+
+They follow the rule of the protocol ``full`` (:mod:`recs.ranking.protocols`): where lists leave out
+what users have seen, so do rankings, and a target that its user has seen is not ranked; elsewhere
+what was seen stays a candidate. A training set knows the items that users have wanted, not those
+that they have disliked, so that these stay candidates here, which ``recs evaluate`` leaves out.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +34,7 @@ class HeldOut(NamedTuple):
     targets : int64[B]
         Negative in rows that only fill the batch up.
     seen
-        What each row's user has wanted in training.
+        What is left out of each row's ranking, a target among it too.
     """
 
     histories: Histories
@@ -38,20 +44,13 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def rank_counts(
-    network: SequenceNetwork,
-    batches: Iterable[HeldOut],
-    recommendable: Tensor,
-    *,
-    exclude_seen: bool,
+    network: SequenceNetwork, batches: Iterable[HeldOut], recommendable: Tensor
 ) -> Tensor:
     """Return int64[1 + ranks]: how many targets of this process have each rank, others at 0.
 
-    Targets are ranked among the items that ``recommendable`` bool[N] marks; one that it does not
-    mark has no rank. With ``exclude_seen`` what a user has wanted in training is left out, and has
-    no rank as a target: no list may hold it. Protocol ``full`` ranks so, and leaves out what was
-    disliked too, of which training knows nothing. Equal scores count against the target. The
-    scores of :data:`RANKED_A_LANE` histories of each process that shares the tables are held at
-    once.
+    Targets are ranked among the items that ``recommendable`` bool[N] marks and the row has not
+    seen; another target has no rank. Equal scores count against the target. The scores of
+    :data:`RANKED_A_LANE` histories of each process that shares the tables are held at once.
     """
     network.eval()
     tables, device = network.sizes.tables, recommendable.device
@@ -69,12 +68,13 @@ def rank_counts(
             if not tables.sum(real.sum()):
                 continue
             queries = network.queries(Histories(*(part[rows] for part in histories)))
-            own = (owners >= first) & (owners < first + RANKED_A_LANE) & exclude_seen
-            users, had = owners[own] - first, seen.items[own].long()
+            own = (owners >= first) & (owners < first + RANKED_A_LANE)
+            pairs = owners[own] - first, seen.items[own].long()
             goals = targets[rows].clamp(min=0)
-            ranks = _ranks(tables, items, hidden, queries.float(), goals, users, had)
-            ranked = recommendable[goals] & (ranks <= MOST_RANKS)
-            ranked[users[had == goals[users]]] = False
+            ranks = _ranks(tables, items, hidden, queries.float(), goals, *pairs)
+            repeats = torch.zeros_like(real)
+            repeats[pairs[0][pairs[1] == goals[pairs[0]]]] = True
+            ranked = recommendable[goals] & ~repeats & (ranks <= MOST_RANKS)
             counts += torch.bincount(torch.where(ranked, ranks, 0)[real], minlength=MOST_RANKS + 1)
     network.train()
     return counts

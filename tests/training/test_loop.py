@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from recs.training.dataset import TrainingSet, write_manifest
 from recs.training.loop import Ranks, TrainingError, train
 from recs.training.model_folder import ModelFolderError, load_model
 from recs.training.settings import Network, Optimizer, Processes, Training, TrainingJob, Validation
+from tests.training.conftest import LENGTH, NUM_ITEMS, histories
 
 MODEL = {"dim": 16, "dropout": 0.0}
 DIRS = ("one", "two")
@@ -225,6 +227,33 @@ class TestProcesses:
             metrics = json.loads((folder / "metrics.json").read_text())
             found.append((line, metrics["validation"]))
         assert len(set(found)) == 1
+
+    @pytest.mark.parametrize("exclude_seen", [True, False])
+    def test_validation_ranks_as_lists_are_made(
+        self, training_set: TrainingSet, folder: str, exclude_seen: bool
+    ) -> None:
+        """Most targets are repeats: not ranked if what was seen is left out, else as any item."""
+        job = job_of(training_set, folder, epochs=1, optimizer=Optimizer(rate=1e-30))
+        metrics = train(job.model_copy(update={"exclude_seen": exclude_seen}), Ranks())
+        network, _ = load_model(f"{folder}/model")
+        positives = training_set.positives()
+        gains = []
+        for user, (*items, target) in enumerate(histories()):
+            read = torch.tensor([items[-(LENGTH - 1) :]])
+            with torch.no_grad():
+                queries = network.queries(Histories(torch.tensor([user]), read, read * 0, read * 0))
+                scores = (queries @ network.item_vectors().T)[0]
+            seen = positives.items[slice(*positives.offsets[user : user + 2])].tolist()
+            if exclude_seen and target in seen:
+                gains.append(0.0)
+                continue
+            others = [
+                i for i in range(NUM_ITEMS) if i != target and not (exclude_seen and i in seen)
+            ]
+            rank = 1 + sum(bool(scores[i] >= scores[target]) for i in others)
+            gains.append(1 / math.log2(rank + 1) if rank <= 10 else 0.0)
+        assert 0 < gains.count(0.0) < len(gains)
+        assert metrics["validation"] == pytest.approx(sum(gains) / len(gains))
 
     def test_what_a_process_fails_of_is_written_down(
         self, training_set: TrainingSet, folder: str
