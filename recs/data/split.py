@@ -17,7 +17,7 @@ from recs.schema import EVENT_ORDER
 
 #: Items whose ids are sent to every task, some 60 bytes each; more are joined by a shuffle of all
 #: events, skewed by how popular items are.
-_MAX_BROADCAST = 5_000_000
+_MAX_BROADCAST = 2_000_000
 
 
 class SplitError(UserError):
