@@ -80,7 +80,7 @@ def _constraint(spark: SparkSession, folder: Path) -> object:
 
 
 def _missing_column(spark: SparkSession, folder: Path) -> object:
-    return spark.range(1).select("user").collect()
+    return spark.range(1).select("none").collect()
 
 
 def _stream(spark: SparkSession, folder: Path) -> object:
@@ -95,11 +95,11 @@ def _stream(spark: SparkSession, folder: Path) -> object:
 def _in_a_task(error: Exception) -> Act:
     def act(spark: SparkSession, folder: Path) -> object:
         def fail(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
-            try:
-                next(iter(batches)).column("none")
-            except KeyError as cause:
-                raise error from cause
-            yield from batches
+            for batch in batches:
+                try:
+                    yield batch.column("none")
+                except KeyError as cause:
+                    raise error from cause
 
         return spark.range(2).repartition(2).mapInArrow(fail, "id long").collect()
 
@@ -115,7 +115,7 @@ def _in_a_task(error: Exception) -> Act:
         (_colon, 2, "{folder}/10:00.csv: Hadoop reads no name with a colon: rename it"),
         (_no_parquet, 2, "day.parquet is not a Parquet file"),
         (_two_types, 2, "b.parquet. Data type mismatches when reading Parquet column [item]"),
-        (_constraint, 1, "CHECK constraint known (user <> 'anna') violated"),
+        (_constraint, 1, "CHECK constraint known ("),
         (lambda spark, folder: spark.table("none"), 2, "table or view `none` cannot be found."),
         (lambda spark, folder: spark.read.text(f"{folder}/no"), 2, "[PATH_NOT_FOUND] Path does"),
         (_missing_column, 2, "[UNRESOLVED_COLUMN.WITH_SUGGESTION]"),
