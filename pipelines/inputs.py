@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -13,6 +13,7 @@ from recs.config import NETWORKS
 from recs.data.catalogue import as_fitted
 from recs.data.histories import histories
 from recs.ranking.catalogue import ItemCatalogue, write_catalogue
+from recs.session import settings
 from recs.storage import join
 
 _MAX_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"
@@ -70,17 +71,11 @@ def open_catalogue(job: Job) -> ItemCatalogue:
     return write_catalogue(read_catalogue(job), join(job.work_folder, "catalogue"), job.num_items())
 
 
-@contextmanager
-def bounded_batches(spark: SparkSession) -> Iterator[None]:
+def bounded_batches(spark: SparkSession) -> AbstractContextManager[None]:
     """Bound the bytes of the batches in which Python gets rows, in what is run in the block.
 
     Ended by the number of rows alone, batches of users with their histories and candidates may take
     more than Arrow's 32-bit offsets reach. Other rows are short and go by their number, which is
     faster to tell.
     """
-    before = spark.conf.get(_MAX_BYTES)
-    spark.conf.set(_MAX_BYTES, str(_BATCH_BYTES))
-    try:
-        yield
-    finally:
-        spark.conf.set(_MAX_BYTES, str(before))
+    return settings(spark, {_MAX_BYTES: str(_BATCH_BYTES)})

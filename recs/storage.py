@@ -172,18 +172,6 @@ def _scheme(uri: str) -> str:
     return match.group(1).lower() if match else ""
 
 
-def copy_tree(source: str, target: str) -> int:
-    """Copy a folder's content into ``target``, which is made; return the files copied."""
-    fs, path = filesystem(source)
-    _, target_path = filesystem(target)
-    files = fs.find(path)
-    for file in files:
-        copied = join(target_path, file.removeprefix(fs._strip_protocol(path)))
-        fs.makedirs(copied.rpartition("/")[0], exist_ok=True)
-        fs.copy(file, copied)
-    return len(files)
-
-
 def remove_tree(uri: str) -> None:
     """Remove a folder and all in it, if it is there."""
     fs, path = filesystem(uri)
@@ -200,11 +188,3 @@ def new_folder(uri: str) -> Iterator[None]:
     except BaseException:
         remove_tree(uri)
         raise
-
-
-def keep_in_folder(uri: str, name: str) -> None:
-    """Remove all folders under ``uri`` but the one of this name."""
-    fs, path = filesystem(uri)
-    for found in fs.ls(path, detail=False):
-        if found.rstrip("/").rpartition("/")[2] != name:
-            fs.rm(found, recursive=True)

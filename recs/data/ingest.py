@@ -62,14 +62,6 @@ class Counts:
     rejected: dict[str, int]
     examples: dict[str, str]
 
-    def __add__(self, other: Counts) -> Counts:
-        reasons = sorted({*self.rejected, *other.rejected})
-        return Counts(
-            self.accepted + other.accepted,
-            {r: self.rejected.get(r, 0) + other.rejected.get(r, 0) for r in reasons},
-            {**other.examples, **self.examples},
-        )
-
     def require(self, max_share: float) -> None:
         """Refuse a delivery with too many bad rows.
 
@@ -217,11 +209,6 @@ def _event_id(event: Mapping[str, Column], *, by_line: bool) -> Column:
     if by_line:
         values.append(F.col(LINE))
     return F.xxhash64(*values)
-
-
-def accepted(parsed: DataFrame) -> DataFrame:
-    """Return the acceptable rows of :func:`parse` as rows of table ``events``, but ``run_id``."""
-    return parsed.where(F.col(REASON).isNull()).drop(RAW, REASON)
 
 
 def duplicates(added: DataFrame, earlier: DataFrame | None, *, has_times: bool) -> DataFrame:
