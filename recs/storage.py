@@ -101,7 +101,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     scheme = _scheme(uri)
     protocol = SCHEMES[scheme]
     if protocol == "file":
-        path = urlsplit(uri).path if scheme == "file" else uri
+        path = uri
+        if scheme == "file":
+            # As Spark writes it, unquoted: a # or ? is of the name. A host may stand after "//".
+            path = re.sub(r"^file:(//[^/]*)?", "", uri, flags=re.IGNORECASE)
         if scheme == "dbfs":
             path = "/dbfs/" + uri.split(":", 1)[1].lstrip("/")
         return fsspec.filesystem("file", auto_mkdir=True), path

@@ -49,3 +49,16 @@ def test_a_write_that_fails_leaves_what_was_there(
             file.write(b"half of the new")
             raise failure
         assert _files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:/lake #1/a?b", "/lake #1/a?b"),
+        ("file:///lake #1", "/lake #1"),
+        ("file://localhost/lake", "/lake"),
+        ("/lake #1/a?b", "/lake #1/a?b"),
+    ],
+)
+def test_names_of_local_files_are_taken_whole(uri: str, path: str) -> None:
+    assert storage.filesystem(uri)[1] == path

@@ -437,6 +437,11 @@ def test_names_that_globs_and_urls_would_take_apart(
     assert len(accepted(read(spark, events_of(path.parent)))) == 1
 
 
+def test_numbers_in_parquet_files_of_any_name(spark: SparkSession, tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "in #1", "a?b.parquet", u=[7])
+    assert accepted(read(spark, events_of(folder, format="parquet")))[0].user == "7"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
