@@ -34,8 +34,8 @@ def run_ingest(job: Job) -> None:
     }
     with settings(job.spark, conf):
         deliveries = _Deliveries(job.run)
-        job.run.keep("events")
-        job.run.keep("quarantine")
+        for table in ("files", "events", "quarantine"):
+            job.run.keep(table)
         _read_events(job, deliveries)
         _read_entities(job, deliveries)
         _read_candidates(job, deliveries)

@@ -127,7 +127,7 @@ class Source(Delivery):
 
 
 #: Letters of Spark's datetime patterns; others are none of them, or for printing alone.
-_PATTERN_LETTERS = set("GyMLdEaFDQqHhKkmsSVzOXx")
+_PATTERN_LETTERS = set("GyMLdEaFDQqHhKkmsSVzOXxZ")
 
 #: Numbers since 1970.
 TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")

@@ -169,6 +169,11 @@ _ALL = (
         name="files",
         comment="Files and versions of tables that ingest has read, append-only",
         scope="lake",
+        migrations=(
+            Migration(
+                2, (Column("table_id", "string", "Delta's id of the table; null for a file"),)
+            ),
+        ),
     ),
     _table(
         _EVENT_ID,

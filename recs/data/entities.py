@@ -190,6 +190,7 @@ def _text(name: str | None) -> Column:
 
 def _categories(text: Column, separator: str) -> Column:
     """Split ``a|b``; a JSON array of strings, and so a list of Parquet, is understood as well."""
+    text = F.when(F.trim(text) != "", text)
     listed = F.from_json(text, "array<string>")
     split = F.split(text, "\\Q" + separator + "\\E")
     trimmed = F.transform(F.coalesce(listed, split), lambda part: F.trim(part))

@@ -1,8 +1,9 @@
 """What is delivered: the files of a source, or the versions of a Delta table, and which are new.
 
 Table ``files`` is the ledger of what was read: a row a file (path, size, time of modification) or a
-table version. What is not in it as it is now is new. A file that has grown or was replaced is read
-again whole, and its events that are known already are found to be duplicates.
+table version. What is not in it as it is now is new. A file that has grown or was replaced, or a
+table that was made anew, is read again whole, and its events that are known already are found to be
+duplicates.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pyspark.sql import functions as F
 
 from recs.config import CandidateSource, Source
 from recs.errors import UserError
+from recs.session import settings
 from recs.storage import filesystem, is_local
 
 log = logging.getLogger("recs")
@@ -54,6 +56,8 @@ class Delivered:
         Bytes, and milliseconds since 1970; None for a table.
     version
         Of a Delta table; None for a file.
+    table
+        Delta's id of the table, which another table on the same path does not have.
     since
         The version of the table that was read before; None where none was.
     """
@@ -64,6 +68,7 @@ class Delivered:
     size: int | None = None
     modified: int | None = None
     version: int | None = None
+    table: str | None = None
     since: int | None = field(default=None, compare=False)
 
     @property
@@ -117,12 +122,15 @@ def new_deliveries(
     """
     if source.format == "delta":
         return _new_version(spark, path, known, first)
-    listed = _list(spark, path)
     _warn_of_hidden(path)
+    listed = _list(spark, path)
     if known is not None:
         same = ["path", "size", "modified"]
         listed = listed.join(known.select(*same), same, "left_anti")
-    rows = sorted(listed.collect(), key=lambda row: (natural(row["path"]), row["path"]))
+    # Nothing is read of the files, whose sizes are not to cut the work into tasks.
+    with settings(spark, {"spark.sql.files.maxPartitionBytes": str(2**62)}):
+        found = listed.collect()
+    rows = sorted(found, key=lambda row: (natural(row["path"]), row["path"]))
     for row in rows:
         _require_readable(row["path"], source)
     return [
@@ -147,16 +155,18 @@ def _new_version(
 ) -> list[Delivered]:
     if not DeltaTable.isDeltaTable(spark, path):
         raise SourceError(f"{path} is no Delta table: mend the source's path or format")
-    version = int(DeltaTable.forPath(spark, path).history(1).select("version").collect()[0][0])
+    delta = DeltaTable.forPath(spark, path)
+    version = int(delta.history(1).select("version").collect()[0][0])
+    table = delta.detail().select("id").collect()[0][0]
     since = None
     if known is not None:
-        since = known.where(F.col("path") == path).agg(F.max("version")).collect()[0][0]
-    if since is not None and version < since:
-        raise SourceError(
-            f"{path} is at version {version}, and version {since} was read before: it is another "
-            "table, or was made anew; give the lake another root"
-        )
-    return [] if version == since else [Delivered(first, path, version=version, since=since)]
+        same = known.where((F.col("path") == path) & (F.col("table_id") == table))
+        since = same.agg(F.max_by("version", "source")).collect()[0][0]
+    if version == since:
+        return []
+    if since is not None and version < since:  # put back from a copy, and written since
+        since = None
+    return [Delivered(first, path, version=version, table=table, since=since)]
 
 
 def literal(path: str) -> str:
@@ -220,17 +230,17 @@ def settings_hash(source: Source | CandidateSource) -> str:
 
 
 def ledger_rows(
-    spark: SparkSession, deliveries: Sequence[Delivered], kind: str, settings: str
+    spark: SparkSession, deliveries: Sequence[Delivered], kind: str, how: str
 ) -> DataFrame:
-    """Return rows of table ``files`` but ``run_id``."""
+    """Return rows of table ``files`` but ``run_id``; ``how`` is their :func:`settings_hash`."""
     rows = [
-        (d.source, kind, d.path, d.place, d.size, d.modified, d.version, settings)
+        (d.source, kind, d.path, d.place, d.size, d.modified, d.version, how, d.table)
         for d in deliveries
     ]
     return spark.createDataFrame(
         rows,
         "source int, kind string, path string, place string, size bigint, modified bigint, "
-        "version bigint, settings string",
+        "version bigint, settings string, table_id string",
     )
 
 

@@ -65,7 +65,8 @@ class Counts:
     def require(self, max_share: float) -> None:
         """Refuse a delivery with too many bad rows.
 
-        A second delivery of the same events is not bad data: duplicates do not count.
+        A second delivery of the same events is no bad data: duplicates count as good rows, for the
+        bad ones among them are there again as well.
 
         Raises
         ------
@@ -73,14 +74,16 @@ class Counts:
             With the number, reasons and the place of one example a reason.
         """
         bad = sum(n for reason, n in self.rejected.items() if reason != DUPLICATE)
-        total = self.accepted + bad
+        total = self.accepted + sum(self.rejected.values())
         if total and bad / total > max_share:
             reasons = "; ".join(
                 f"{reason}: {n:,}, e.g. {self.examples[reason]}"
                 for reason, n in self.rejected.items()
                 if reason != DUPLICATE
             )
-            encoding = "" if BAD_ENCODING not in self.rejected else ", say encoding: latin-1"
+            encoding = ""
+            if BAD_ENCODING in self.rejected:
+                encoding = ", say encoding: latin-1 or save the files as UTF-8"
             raise TooManyRejects(
                 f"{bad:,} of {total:,} rows ({bad / total:.1%}) are rejected, more than "
                 f"events.max_reject_share = {max_share:.1%} ({reasons}); mend the source's columns "

@@ -21,6 +21,7 @@ from pyspark.sql import types as T
 
 from recs.config import TIME_UNITS, CandidateSource, Source
 from recs.data.files import Delivered, SourceError, column_of, is_text, literal
+from recs.session import settings
 from recs.storage import exists, filesystem, join
 
 #: Columns beside the data's own that every reader gives.
@@ -76,13 +77,14 @@ def read_rows(
         If the data lacks one of ``columns``, a column is of a type that is neither text nor number,
         or files of one source differ in their header or in a column's type.
     """
-    if is_text(source):
-        return _text_rows(_numbered_lines(spark, source, deliveries), source, columns)
     assert isinstance(source, Source)
+    if is_text(source):
+        return _text_rows(spark, source, deliveries, columns, nested, numbers)
     if source.format == "delta":
         loaded = _added(spark, source, deliveries[-1], work)
     else:
         loaded = _parquet(spark, source, deliveries, columns)
+    _require(columns, loaded.columns, source)
     for name in dates:
         if isinstance(kind := loaded.schema[name].dataType, T.NumericType):
             raise SourceError(
@@ -129,7 +131,8 @@ def _numbered_lines(
             F.monotonically_increasing_id().alias("_id"),
         )
     )
-    first = F.min_by("value", "_id").alias("head")
+    # As bytes: what they mean is the source's to say.
+    first = F.min_by(F.col("value").cast("binary"), "_id").alias("head")
     found = loaded.groupBy(_URI, _BLOCK).agg(
         F.min("_id").alias("least"), F.count("*").alias("lines"), first
     )
@@ -139,7 +142,7 @@ def _numbered_lines(
     for row in sorted(found.collect(), key=lambda row: (row[_URI], row[_BLOCK])):
         uri, delivered = row[_URI], by_uri[row[_URI]]
         if not before[uri]:
-            heads[delivered.path] = row["head"]
+            heads[delivered.path] = row["head"].decode(source.encoding, errors="replace")
         offsets.append((uri, row[_BLOCK], delivered.source, before[uri] - row["least"]))
         before[uri] += row["lines"]
     schema = f"{_URI} string, {_BLOCK} bigint, {SOURCE} int, _offset bigint"
@@ -168,10 +171,16 @@ def _numbered_lines(
 
 
 def _text_rows(
-    numbered: _Lines, source: Source | CandidateSource, columns: Sequence[str]
+    spark: SparkSession,
+    source: Source,
+    deliveries: Sequence[Delivered],
+    columns: Sequence[str],
+    nested: Sequence[str],
+    numbers: Sequence[str],
 ) -> DataFrame:
-    assert isinstance(source, Source)
+    numbered = _numbered_lines(spark, source, deliveries)
     lines = numbered.lines
+    given = _given_by_folders(columns, deliveries)
     options = {"columnNameOfCorruptRecord": "_malformed"}
     if source.format == "jsonl":
         fields = [*columns, "_malformed"]
@@ -180,7 +189,8 @@ def _text_rows(
         place = {name: name for name in columns}
     else:
         names = source.fields or _header(numbered.heads, source)
-        _require(columns, names, source)
+        given = [name for name in given if name not in names]
+        _require_fields(columns, [*names, *given], source)
         for name in columns:
             if names.count(name) > 1:
                 raise SourceError(
@@ -188,7 +198,7 @@ def _text_rows(
                     "each another, in `fields` of the source"
                 )
         # By their numbers: names may differ in case alone, which Spark does not tell apart.
-        place = {name: f"c{names.index(name)}" for name in columns}
+        place = {name: f"c{names.index(name)}" for name in columns if name in names}
         ddl = ", ".join([*(f"c{n} string" for n in range(len(names))), "_malformed string"])
         # RFC 4180: a quote within quotes is doubled. Spark's own escape is a backslash.
         options |= {"sep": source.separator, "quote": source.quote, "escape": source.quote}
@@ -196,8 +206,19 @@ def _text_rows(
         if source.fields is None:
             lines = lines.where(F.col(LINE) > 0)
     lines = _once(lines, "_fields", parsed)
-    kept = [F.col("_fields").getField(place[name]).alias(name) for name in columns]
     malformed = F.col("_fields").isNull() | F.col("_fields").getField("_malformed").isNotNull()
+    values = {name: F.col("_fields").getField(field) for name, field in place.items()}
+    if source.format == "jsonl":
+        for name in columns:
+            if name not in nested:
+                malformed |= _json_kind(name, values[name]).rlike("^(ARRAY|OBJECT)")
+                values[name] = _json_scalar(name, values[name], name in numbers)
+    if given:
+        folders = _folders(spark, deliveries, given).drop(_URI)
+        lines = lines.join(F.broadcast(folders), SOURCE)
+        for n, name in enumerate(given):
+            values[name] = F.coalesce(values.get(name, F.lit(None)), F.col(f"_folder{n}"))
+    kept = [values[name].alias(name) for name in columns]
     # Of a row in another encoding each byte is kept as the character of its number.
     bytes_as_text = F.decode(F.col("value").cast("binary"), "ISO-8859-1")
     return lines.select(
@@ -228,9 +249,8 @@ def _header(heads: dict[str, str], source: Source) -> list[str]:
     for file in files[1:]:
         if heads[file] != heads[files[0]]:
             raise SourceError(
-                f"files of one source have different headers: {files[0]} has "
-                f"{heads[files[0]]!r}, {file} has {heads[file]!r}; "
-                "give them as two sources, or name the columns in `fields`"
+                f"files of one source have different headers: the first lines of {files[0]} and "
+                f"{file} differ; give them as two sources, or name the columns in `fields`"
             )
     text = heads[files[0]].lstrip("\ufeff")
     for sign, what in (("PK\x03\x04", "a zip file"), ("\x1f", "a packed file"), ("\0", "UTF-16")):
@@ -246,6 +266,64 @@ def _header(heads: dict[str, str], source: Source) -> list[str]:
     return [name.strip() for name in next(parsed)]
 
 
+def _require_fields(wanted: Sequence[str], found: Sequence[str], source: Source) -> None:
+    """As :func:`_require`, but a first line that is no header is not told: it is somebody's."""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        place = "`fields`" if source.fields else "the first line"
+        raise SourceError(
+            f"{source.path} has no column {missing[0]!r}: {place} names {len(found)} columns, and "
+            "none so; mend the column names of the source in the config, or give `fields` where "
+            "files have no header"
+        )
+
+
+#: A JSON value of which its text does not tell what it is: a list, a record, a number with a point.
+_JSON_UNCLEAR = r"^[\[{]|^-?[0-9]+\.[0-9]+(E-?[0-9]+)?$"
+
+
+def _json_kind(name: str, text: Column) -> Column:
+    """Return the type of a field of the row ``value``, as Spark names it, where it is unclear."""
+    parsed = F.try_parse_json("value").cast("map<string,variant>")
+    return F.when(text.rlike(_JSON_UNCLEAR), F.schema_of_variant(parsed.getItem(name)))
+
+
+def _json_scalar(name: str, text: Column, nan_is_a_value: bool) -> Column:
+    """Return a text or number of JSON as text; whole numbers are written as integers."""
+    # Spark writes these words, which are no JSON, with the quotes of a text.
+    special = text.isin('"NaN"', '"Infinity"', '"-Infinity"')
+    text = F.when(special, F.translate(text, '"', "")).otherwise(text)
+    if nan_is_a_value:
+        return text
+    number = text.try_cast("double")
+    whole = (number == F.floor(number)) & (F.abs(number) <= _EXACT[T.DoubleType])
+    pointed = _json_kind(name, text).rlike("^(DOUBLE|FLOAT|DECIMAL)")
+    text = F.when(pointed & whole, number.cast("bigint").cast("string")).otherwise(text)
+    return F.when(text != "NaN", text)
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def _given_by_folders(columns: Sequence[str], deliveries: Sequence[Delivered]) -> list[str]:
+    """Return the columns that folders named ``column=value`` give."""
+    return [name for name in columns if any(name in d.partitions for d in deliveries)]
+
+
+def _folders(
+    spark: SparkSession, deliveries: Sequence[Delivered], names: Sequence[str]
+) -> DataFrame:
+    """Return a row a file: _uri, _source, and ``_folder0`` … of what its folders say."""
+    rows = [(d.uri, d.source, *(d.partitions.get(name) for name in names)) for d in deliveries]
+    fields = [
+        (_URI, T.StringType()),
+        (SOURCE, T.IntegerType()),
+        *((f"_folder{n}", T.StringType()) for n in range(len(names))),
+    ]
+    table = T.StructType([T.StructField(name, kind) for name, kind in fields])
+    return spark.createDataFrame(rows, table)
+
+
 # -- tables ---------------------------------------------------------------------------------------
 
 
@@ -256,45 +334,66 @@ def _parquet(
     paths = [literal(delivered.path) for delivered in deliveries]
     schema = _schema_of(spark, source, paths, columns)
     loaded = spark.read.schema(schema).parquet(*paths)
-    longs = {f.name for f in schema if isinstance(f.dataType, T.LongType)} & set(columns)
-    if longs:
-        times = longs & _in_nanoseconds(deliveries[0])
-        loaded = loaded.withColumns({n: F.timestamp_micros(micros_of(column_of(n))) for n in times})
-    missing = [name for name in columns if name not in loaded.columns]
-    given = [name for name in missing if any(name in d.partitions for d in deliveries)]
-    _require(columns, [*loaded.columns, *given], source)
+    times = _in_nanoseconds(spark, deliveries, schema, columns)
+    loaded = loaded.withColumns({n: F.timestamp_micros(micros_of(column_of(n))) for n in times})
+    given = [n for n in _given_by_folders(columns, deliveries) if n not in loaded.columns]
+    names = loaded.columns
     loaded = loaded.select(
-        *[column_of(name) for name in loaded.columns],
+        *[column_of(name) for name in names],
         F.col("_metadata.file_path").alias(_URI),
         F.col("_metadata.row_index").alias(LINE),
     )
     if not given and len(deliveries) == 1:
         return loaded.drop(_URI).withColumn(SOURCE, F.lit(deliveries[0].source))
-    rows = [(d.uri, d.source, *(d.partitions.get(name) for name in given)) for d in deliveries]
-    fields = [
-        (_URI, T.StringType()),
-        (SOURCE, T.IntegerType()),
-        *((n, T.StringType()) for n in given),
-    ]
-    table = T.StructType([T.StructField(name, kind) for name, kind in fields])
-    return loaded.join(F.broadcast(spark.createDataFrame(rows, table)), _URI).drop(_URI)
+    joined = loaded.join(F.broadcast(_folders(spark, deliveries, given)), _URI)
+    return joined.select(
+        *[column_of(name) for name in names],
+        *[F.col(f"_folder{n}").alias(name) for n, name in enumerate(given)],
+        LINE,
+        SOURCE,
+    )
 
 
-def _in_nanoseconds(delivered: Delivered) -> set[str]:
+def _in_nanoseconds(
+    spark: SparkSession,
+    deliveries: Sequence[Delivered],
+    schema: T.StructType,
+    columns: Sequence[str],
+) -> set[str]:
     """Return the columns that are times in nanoseconds, as pandas writes them: numbers to Spark."""
+    longs = {f.name for f in schema if isinstance(f.dataType, T.LongType)} & set(columns)
+    kinds: dict[str, bool] = {}
+    for delivered in deliveries:
+        if longs <= set(kinds):  # after the first file, but for columns that it does not have
+            break
+        kinds = _are_in_nanoseconds(spark, delivered) | kinds
+    return {name for name in longs if kinds.get(name)}
+
+
+def _are_in_nanoseconds(spark: SparkSession, delivered: Delivered) -> dict[str, bool]:
+    """Tell of each column of a file whether it is a time in nanoseconds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Spark refuses a file with such columns where it is not told to take them as numbers, but does
+    # not say which they are. Other files are left to Spark, which alone may reach the storage.
+    with settings(spark, {"spark.sql.legacy.parquet.nanosAsLong": "false"}):
+        try:
+            return dict.fromkeys(spark.read.parquet(literal(delivered.path)).columns, False)
+        except (PySparkException, Py4JJavaError) as error:
+            if "NANOS" not in str(error):
+                raise
     fs, path = filesystem(delivered.path)
     with fs.open(path, "rb") as file:
         schema = pq.read_schema(file)
-    return {f.name for f in schema if pa.types.is_timestamp(f.type) and f.type.unit == "ns"}
+    return {f.name: pa.types.is_timestamp(f.type) and f.type.unit == "ns" for f in schema}
 
 
 def micros_of(nanoseconds: Column) -> Column:
-    """Return whole microseconds as bigint, of which a double would not hold all digits."""
-    rest = F.pmod(nanoseconds, F.lit(1000))
-    return ((nanoseconds - rest) / F.lit(1000)).cast("bigint")
+    """Return whole microseconds as bigint, rounded down; a double would not hold all digits."""
+    thousand = F.lit(1000).cast("bigint")
+    whole = F.call_function("div", nanoseconds, thousand)  # towards 0
+    return whole - F.when((nanoseconds < 0) & (nanoseconds % thousand != 0), 1).otherwise(0)
 
 
 def _schema_of(
@@ -392,7 +491,6 @@ def _table_rows(
     numbers: Sequence[str],
 ) -> DataFrame:
     data = [name for name in loaded.columns if name not in (SOURCE, LINE)]
-    _require(columns, data, source)
     kinds = {field.name: field.dataType for field in loaded.schema}
     kept = [
         _as_text(name, kinds[name], source, name in nested, name in numbers).alias(name)
