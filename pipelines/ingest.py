@@ -57,18 +57,43 @@ class _Deliveries:
             highest = self.run.read("files").agg(F.max("source")).collect()[0][0]
             self.next_number = 0 if highest is None else highest + 1
 
-    def new(self, source: Source | CandidateSource, path: str, kind: str) -> list[Delivered]:
-        """Return what is new of a source, and note that it is read."""
-        found = self._unread(source, path, kind)
-        if kind == "events":
-            # A file that two globs find is read by the first.
-            found = [delivered for delivered in found if delivered.path not in self._taken]
-            self._taken |= {delivered.path for delivered in found}
-        else:
-            # A table of items is one of what is known now: its newest version is read whole.
-            found = [replace(delivered, since=None) for delivered in found]
-        self._note(found, kind, settings_hash(source))
+    def new(self, source: EventSource, path: str) -> list[Delivered]:
+        """Return what is new of a source of events, and note that it is read."""
+        found = self._unread(source, path, "events")
+        # A file that two globs find is read by the first.
+        found = [delivered for delivered in found if delivered.path not in self._taken]
+        self._taken |= {delivered.path for delivered in found}
+        self._note(found, "events", settings_hash(source))
         return found
+
+    def to_merge(
+        self, sources: Sequence[tuple[Source, str]], kind: str
+    ) -> list[tuple[Source, list[Delivered]]]:
+        """Return what is to be merged, in order, over what sources (and paths) said; it is noted.
+
+        That is what is new. Where any of it comes before what was read,
+        as a file of an earlier source that has changed does, it is all there is: what is said last
+        counts, whenever it is read.
+        """
+        unread = [self._unread(source, path, kind) for source, path in sources]
+        if not any(unread):
+            return []
+        spark = self.run.lake.spark
+        whole = [new_deliveries(spark, source, path, None, 0) for source, path in sources]
+        fresh = [{delivered.path for delivered in found} for found in unread]
+        are_new = [d.path in new for found, new in zip(whole, fresh, strict=True) for d in found]
+        merged = []
+        for (source, _), found in zip(
+            sources, unread if are_new == sorted(are_new) else whole, strict=True
+        ):
+            # A table of items is one of what is known now: its newest version is read whole.
+            numbered = [
+                replace(delivered, source=self.next_number + n, since=None)
+                for n, delivered in enumerate(found)
+            ]
+            self._note(numbered, kind, settings_hash(source))
+            merged += [(source, numbered)] if numbered else []
+        return merged
 
     def is_changed(self, source: Source | CandidateSource, path: str, kind: str) -> bool:
         """Tell whether anything of a source is new."""
@@ -99,7 +124,7 @@ class _Deliveries:
 def _read_events(job: Job, deliveries: _Deliveries) -> None:
     accepted, repeats = 0, 0
     for source in job.config.events.sources:
-        new = deliveries.new(source, job.config.locate(source), "events")
+        new = deliveries.new(source, job.config.locate(source))
         if new:
             good, repeated = _read_source(job, source, new)
             accepted, repeats = accepted + good, repeats + repeated
@@ -173,18 +198,17 @@ def _paths(job: Job, new: Sequence[Delivered]) -> DataFrame:
 def _read_entities(job: Job, deliveries: _Deliveries) -> None:
     """Extend what is known of items and users by what is new; tables are written if any is."""
     for kind, sources in (("items", job.config.items), ("users", job.config.users)):
+        located = [(source, job.config.locate(source)) for source in sources]
         found = job.read(kind) if job.run.rows_before(kind) else None
-        changed = False
-        for source in sources:
-            new = deliveries.new(source, job.config.locate(source), kind)
-            if new:
-                found = entities.merged(found, _read_entity(job, source, new), kind[:-1])
-                changed = True
-        if changed and found is not None:
+        new = deliveries.to_merge(located, kind)
+        for source, delivered in new:
+            found = entities.merged(found, _read_entity(job, source, delivered), kind[:-1])
+        if new and found is not None:
             job.write(kind, found)
 
 
-def _read_entity(job: Job, source: ItemSource | UserSource, new: Sequence[Delivered]) -> DataFrame:
+def _read_entity(job: Job, source: Source, new: Sequence[Delivered]) -> DataFrame:
+    assert isinstance(source, ItemSource | UserSource)
     work = join(job.work_folder, f"added-{new[0].source}")
     if isinstance(source, ItemSource):
         key, column, columns = "item", source.item, entities.item_columns(source)

@@ -1,9 +1,9 @@
 """Attempts at a stage: the folder that each works in, and how others tell whether it is alive.
 
 An attempt at work writes the time into a file of its own each minute. One that has not for ten
-minutes, or whose process is gone from this host, was killed: the next attempt at any stage of the
-lake removes its folder. A folder of an attempt at work is never touched, not even by another
-attempt at the same stage of the same run.
+minutes was killed, and so was one whose process is gone, which those can tell that see the same
+processes: the next attempt at any stage of the lake removes its folder. A folder of an attempt at
+work is never touched, not even by another attempt at the same stage of the same run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recs.lake import Location
@@ -100,7 +101,7 @@ class Attempt:
                 log.warning("an attempt cannot tell that it is at work: %s", error)
 
     def _tell(self) -> None:
-        seen = {"seen": time.time(), "host": platform.node(), "process": os.getpid()}
+        seen = {"seen": time.time(), "processes": _processes(), "process": os.getpid()}
         fs, path = filesystem(_note(self.location, self._name))
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         fs.pipe_file(path, json.dumps(seen).encode())
@@ -131,9 +132,22 @@ def _is_dead(location: Location, name: str) -> bool:
         told: dict[str, Any] = json.loads(fs.cat_file(path))
     except (FileNotFoundError, ValueError):  # it has just ended, or is just telling
         return False
-    if time.time() - told["seen"] > _DEAD_AFTER_SECONDS:
-        return True
-    return told["host"] == platform.node() and not _runs(told["process"])
+    if told.get("processes") == _processes():
+        # However long ago it has told anything: this machine may have slept.
+        return not _runs(told["process"])
+    return time.time() - told["seen"] > _DEAD_AFTER_SECONDS
+
+
+def _processes() -> str:
+    """Name the processes that this one sees: those of a host since it started, or a container's.
+
+    Containers may have a host's name and count their processes anew.
+    """
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):  # no Linux
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _runs(process: int) -> bool:

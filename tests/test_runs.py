@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -130,9 +129,11 @@ def test_working_files_of_killed_attempts_are_removed_and_of_others_left(
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     alive, killed, silent, elsewhere = (at_work(f"r{n}") for n in range(4))
-    tell(killed, host=platform.node(), process=gone.pid)
-    tell(silent, host="another", seen=time.time() - 2 * attempts._DEAD_AFTER_SECONDS)
-    tell(elsewhere, host="another", process=gone.pid)
+    long_ago = time.time() - 2 * attempts._DEAD_AFTER_SECONDS
+    tell(alive, seen=long_ago)  # the machine has slept
+    tell(killed, process=gone.pid)
+    tell(silent, processes="another's", seen=long_ago)
+    tell(elsewhere, processes="another's", process=gone.pid)
     with run(lake, "r1") as rerun:
         assert rerun.attempt == 2
         left = [

@@ -17,7 +17,7 @@ from recs.runs import Ledger
 from tests.pipelines.delivery import deliver
 
 PREPARE = ("ingest", "vocabulary", "split", "sequences", "positives")
-OVERRIDES = ("sequences.length=4", "events.max_reject_share=1")
+OVERRIDES = ("sequences.length=4", "events.max_reject_share=.05")
 TABLES = ("events", "user_ids", "item_ids", "interactions", "sequences", "user_positives")
 
 

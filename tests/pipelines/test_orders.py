@@ -13,11 +13,12 @@ from recs.lake import Lake, LakeError
 from recs.runs import Ledger
 from tests.pipelines.delivery import configurer, deliver, make_delivery
 
+# A delivery has a row that is no event.
 GIVEN = (
     "models=popularity",
     "sequences.length=4",
     "negatives.per_positive=2",
-    "events.max_reject_share=1",
+    "events.max_reject_share=.05",
 )
 IN_ORDER = ("ingest", "vocabulary", "split", "sequences", "positives", "negatives")
 TABLES = (

@@ -180,6 +180,7 @@ def test_next_day_reads_only_what_is_new_and_keeps_numbers(
     deliver(delivery, 2, range(25, 40))
     again = delivery / "events" / "day-01-again.csv"
     again.write_text((delivery / "events" / "day-01.csv").read_text())
+    add(delivery / "right.csv", "item0,Of the later source,left")
     lake, _ = run(configured(), "ingest", "vocabulary")
     after = dict(committed(lake, "user_ids", "user", "user_id"))
     assert before.items() <= after.items() and len(after) == 40
@@ -190,11 +191,19 @@ def test_next_day_reads_only_what_is_new_and_keeps_numbers(
     # A copy knows what was read, and the lake it was copied from stays whole.
     copied = tmp_path / "copied"
     shutil.copytree(lake.location.root, copied)
+    add(delivery / "left.csv", "item20,Title 20,left")
     for root in (copied, lake.location.root):
         lake, _ = run(configured(f"root={root}"), "ingest")
         newest = Ledger(lake).newest("ingest")
         assert newest is not None and newest.details["rejected"] == "{}"
         assert len(committed(lake, "events")) == 30 * 6 + 1 + 15 * 6 + 1
+        # The earlier source has changed and is read again; what the later one says still counts.
+        titles = dict(committed(lake, "items", "item", "title"))
+        assert (titles["item0"], titles["item20"]) == ("Of the later source", "Title 20")
+
+
+def add(path: Path, line: str) -> None:
+    path.write_text(f"{path.read_text()}{line}\n")
 
 
 def test_too_many_rejects_leave_the_lake_as_it_was(
