@@ -192,8 +192,9 @@ def rank(
     models
         All of a user's targets are candidates for each other. Sampled and given candidates, and
         the targets ranked among them, need not be recommendable. Under ``full`` a target has a null
-        rank if it is not recommendable or if it is among the user's seen items: no list may hold
-        it. So has one of a user to whom a model gives nothing, or to whom no candidates are given.
+        rank if it is not recommendable, if it is among the user's seen items, or if it scores at
+        the level where the model's lists end, as SLIM's do at 0: no list holds it. So has one of a
+        user to whom a model gives nothing, or to whom no candidates are given.
     protocols
         What the targets are ranked among. Sampled candidates depend on the seed and the user only.
     catalogue

@@ -112,7 +112,7 @@ def count_sparse(
     target_offsets: np.ndarray,
     levels: np.ndarray,
 ) -> Counts:
-    """Count over all allowed items, those that are not listed in closed form: they score 0."""
+    """Count over all allowed items, at levels above 0: those that are not listed score 0."""
     return Counts(*_count_sparse(offsets, items, values, allowed, target_offsets, levels))
 
 
@@ -121,14 +121,14 @@ def count_dense(
 ) -> tuple[Counts, int]:
     """Count over all allowed items, and return an item that scores NaN, -1 without one.
 
-    Items that the model does not know, from n on, score -inf.
+    At levels above -inf, which is what items score that the model does not know, from n on.
     """
     above, equal, unordered = _count_dense(values, allowed, target_offsets, levels)
     return Counts(above, equal), unordered
 
 
 def count_shared(ascending: np.ndarray, levels: np.ndarray) -> Counts:
-    """Count in ``ascending`` float32, the sorted scores of all allowed items."""
+    """Count in ``ascending`` float32, the sorted scores of all allowed items that are known."""
     upto = np.searchsorted(ascending, levels, side="right")
     below = np.searchsorted(ascending, levels, side="left")
     return Counts(ascending.size - upto, upto - below)
@@ -207,7 +207,6 @@ def _count_within(offsets, scores, target_offsets, levels):
 @njit(cache=True, nogil=True)
 def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
-    num_allowed = np.sum(allowed)
     kept = np.empty(allowed.size, np.float32)
     for u in range(target_offsets.size - 1):
         size = 0
@@ -215,12 +214,7 @@ def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
             kept[size] = values[p]
             size += allowed[items[p]]
         for t in range(target_offsets[u], target_offsets[u + 1]):
-            level = levels[t]
-            above[t], equal[t] = _count(kept[:size], level)
-            if level < 0:
-                above[t] += num_allowed - size
-            elif level == 0:
-                equal[t] += num_allowed - size
+            above[t], equal[t] = _count(kept[:size], levels[t])
     return above, equal
 
 
@@ -228,7 +222,6 @@ def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
 def _count_dense(values, allowed, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
     num_known = values.shape[1]
-    num_unknown = np.sum(allowed[num_known:])
     unordered = -1
     for u in range(target_offsets.size - 1):
         row = values[u]
@@ -240,8 +233,6 @@ def _count_dense(values, allowed, target_offsets, levels):
                 num_equal += (row[item] == level) & allowed[item]
                 num_unordered += row[item] != row[item]
             above[t], equal[t] = num_above, num_equal
-            if level == -np.inf:
-                equal[t] += num_unknown
             if num_unordered > 0:
                 unordered = int(np.argmax(np.isnan(row)))
     return above, equal, unordered
