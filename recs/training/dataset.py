@@ -20,7 +20,7 @@ from recs.errors import UserError
 from recs.storage import join, read_file, write_file
 from recs.training.plan import File
 
-FORMAT = 2
+FORMAT = 3
 
 #: Columns of the files, and what a batch holds of them: a number, or an array a row.
 NUMBERS = ("user_id", "length", "target")
@@ -80,6 +80,8 @@ class Manifest:
         Name of the file of bool[N]: items that may be recommended.
     parts
         Name of each part to its files.
+    given_nothing
+        Users with a target of validation and no history to be given anything for: they count as 0.
     """
 
     tables: dict[str, int]
@@ -93,6 +95,7 @@ class Manifest:
     train_events: str
     recommendable: str
     parts: dict[str, list[File]]
+    given_nothing: int
     format: int = FORMAT
 
 
