@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import Lists
 
 
-class Ranks(NamedTuple):
+class TargetRanks(NamedTuple):
     """Where targets ended, int64[T] each, in the order of the targets.
 
     ``ranks`` is 1 + the candidates scored strictly above the target, or 0 where the target could
@@ -31,9 +32,9 @@ class Ranks(NamedTuple):
     ties: np.ndarray
     candidates: np.ndarray
 
-    def only(self, ranked: np.ndarray) -> Ranks:
+    def only(self, ranked: np.ndarray) -> TargetRanks:
         """Return the ranks of the marked targets (bool[T]); the others could not be ranked."""
-        return Ranks(self.ranks * ranked, self.ties * ranked, self.candidates)
+        return TargetRanks(self.ranks * ranked, self.ties * ranked, self.candidates)
 
 
 class Counts(NamedTuple):
@@ -64,11 +65,11 @@ def pool_of(seen: Lists, allowed: np.ndarray, targets: Lists) -> Pool:
     return Pool(Lists(offsets, hidden), np.count_nonzero(allowed) - np.diff(offsets), rankable)
 
 
-def rank_in_pool(pool: Pool, targets: Lists, allowed: Counts, hidden: Counts) -> Ranks:
+def rank_in_pool(pool: Pool, targets: Lists, allowed: Counts, hidden: Counts) -> TargetRanks:
     """Return ranks of counts over all allowed items and over the hidden ones of the pool."""
     above, equal = allowed.above - hidden.above, allowed.equal - hidden.equal
     candidates = np.repeat(pool.sizes, np.diff(targets.offsets))
-    return Ranks(1 + above, equal - 1, candidates).only(pool.rankable)
+    return TargetRanks(1 + above, equal - 1, candidates).only(pool.rankable)
 
 
 def unite(candidates: Lists, targets: Lists, num_items: int) -> Lists:
@@ -78,7 +79,7 @@ def unite(candidates: Lists, targets: Lists, num_items: int) -> Lists:
     )
 
 
-def rank_among(united: Lists, scores: np.ndarray, targets: Lists) -> Ranks:
+def rank_among(united: Lists, scores: np.ndarray, targets: Lists) -> TargetRanks:
     """Rank each target among all items of its user's list.
 
     Parameters
@@ -94,7 +95,7 @@ def rank_among(united: Lists, scores: np.ndarray, targets: Lists) -> Ranks:
     shift = np.repeat(united.offsets[:-1] - targets.offsets[:-1], num_targets)
     levels = scores[np.arange(targets.items.size) + shift]
     above, equal = count_within(united, scores, targets.offsets, levels)
-    return Ranks(1 + above, equal - 1, np.repeat(sizes, num_targets))
+    return TargetRanks(1 + above, equal - 1, np.repeat(sizes, num_targets))
 
 
 def count_within(
@@ -141,6 +142,7 @@ def gather_sparse(
     return _gather_sparse(offsets, items, values, lists.offsets, lists.items)
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _hide(seen_offsets, seen, allowed, target_offsets, targets):
     num_users = seen_offsets.size - 1
@@ -164,6 +166,7 @@ def _hide(seen_offsets, seen, allowed, target_offsets, targets):
     return offsets, hidden[:end], rankable
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _unite(list_offsets, items, target_offsets, targets, num_items):
     num_users = list_offsets.size - 1
@@ -194,6 +197,7 @@ def _count(scores, level):
     return above, equal
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _count_within(offsets, scores, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
@@ -204,6 +208,7 @@ def _count_within(offsets, scores, target_offsets, levels):
     return above, equal
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
@@ -218,6 +223,7 @@ def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
     return above, equal
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _count_dense(values, allowed, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
@@ -238,6 +244,7 @@ def _count_dense(values, allowed, target_offsets, levels):
     return above, equal, unordered
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _gather_sparse(offsets, items, values, list_offsets, wanted):
     num_items = 1

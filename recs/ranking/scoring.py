@@ -21,7 +21,7 @@ import numpy as np
 from recs.arrays.lists import Lists, blocks
 from recs.ranking.ranks import (
     Counts,
-    Ranks,
+    TargetRanks,
     count_dense,
     count_shared,
     count_sparse,
@@ -85,7 +85,7 @@ class Scores(ABC):
         At levels that are not above :attr:`floor` the counts are of no use.
         """
 
-    def rank(self, seen: Lists, allowed: np.ndarray, targets: Lists) -> Ranks:
+    def rank(self, seen: Lists, allowed: np.ndarray, targets: Lists) -> TargetRanks:
         """Rank each target among all allowed items that its user has not seen.
 
         A target that is not among them, or does not score above :attr:`floor`, is not ranked, for

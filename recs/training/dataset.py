@@ -27,7 +27,7 @@ NUMBERS = ("user_id", "length", "target")
 ARRAYS = ("items", "event_types", "gaps")
 
 #: Folder of the matrix of users and the items that they have wanted.
-POSITIVES = "positives"
+POSITIVES_FOLDER = "positives"
 
 _MANIFEST = "manifest.json"
 
@@ -112,7 +112,7 @@ class TrainingSet:
 
     def positives(self) -> Positives:
         """Map all users' positives into memory."""
-        matrix = CsrFiles(self.path(POSITIVES)).open()
+        matrix = CsrFiles(self.path(POSITIVES_FOLDER)).open()
         return Positives(matrix.indptr, matrix.indices)
 
     def recommendable(self) -> np.ndarray:

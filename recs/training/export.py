@@ -18,7 +18,7 @@ from recs.arrays.streams import whole_runs
 from recs.errors import UserError
 from recs.schema import PADDING
 from recs.storage import filesystem, join
-from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
+from recs.training.dataset import ARRAYS, POSITIVES_FOLDER, Manifest, TrainingSet, write_manifest
 from recs.training.plan import File, lengths_up_to
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def export(
     pairs = user_positives.select("user_id", F.explode("items").alias("item_id"))
     write_csr(
         pairs,
-        join(folder, POSITIVES),
+        join(folder, POSITIVES_FOLDER),
         row="user_id",
         column="item_id",
         shape=(num_users, num_items),
