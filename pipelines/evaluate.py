@@ -40,6 +40,7 @@ def run_evaluate(job: Job) -> None:
     require_targets(job)
     versions = {name: MODELS[name].version(job) for name in job.config.models}
     require_lists(job, versions)
+    _warn_of_short_lists(job)
     version = F.create_map(*[F.lit(part) for pair in versions.items() for part in pair])
     version = version[F.col("model")]
     catalogue = open_catalogue(job)
@@ -86,6 +87,17 @@ def run_evaluate(job: Job) -> None:
         job.write("metric_differences", totals.differences(job.spark, settings.baseline))
     else:
         job.clear("metric_differences")
+
+
+def _warn_of_short_lists(job: Job) -> None:
+    """Say if lists are shorter than what coverage and the like are measured over."""
+    most, k = max(job.config.evaluate.ks), job.config.recommend.k
+    if most > k:
+        log.warning(
+            "evaluate.ks goes up to %s, lists hold %s items: what is measured of lists at more is "
+            "that at %s; give recommend.k=%s, or lower ks",
+            *(most, k, k, most),
+        )
 
 
 def _warn_of_shortages(job: Job) -> None:

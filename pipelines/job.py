@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from recs.schema import TABLES
 
 log = logging.getLogger("recs")
 
-_FITTED_ON = "fitted_on"  # a detail of runs
+# Details of runs.
+_FITTED_ON = "fitted_on"
+_SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,31 @@ class Job:
     def splits_of(self, fitted: Finished) -> tuple[str, ...]:
         """Return the splits that a run of a fitting stage has noted."""
         return tuple(fitted.details.get(_FITTED_ON, "").split(","))
+
+    def note_settings(self, keys: Sequence[str]) -> None:
+        """Keep with the run the hashes of settings that whoever reads its outputs may ask for."""
+        self.run.details[_SETTINGS] = json.dumps({key: self.config.hash(key) for key in keys})
+
+    def other_settings(self, made: Finished, keys: Sequence[str]) -> list[str]:
+        """Return those of the keys whose settings a run has not noted as they are now."""
+        noted = json.loads(made.details.get(_SETTINGS, "{}"))
+        return [key for key in keys if noted.get(key) != self.config.hash(key)]
+
+    def require_settings(self, stage: str, keys: Sequence[str]) -> None:
+        """Refuse what a stage has made with other settings than those now given.
+
+        Raises
+        ------
+        LakeError
+            If its last run has noted another value of one of the keys.
+        """
+        made = self.run.newest(stage)
+        other = [] if made is None else self.other_settings(made, keys)
+        if other:
+            raise LakeError(
+                f"{stage} was last run with another {', '.join(other)}: run the stage {stage} "
+                "again, or give the settings that it had"
+            )
 
     def require_fitted(self, stage: str, table: str) -> None:
         """Refuse models that know the events to be ranked, or fewer than they may.

@@ -30,6 +30,11 @@ from recs.storage import join, remove_tree
 
 log = logging.getLogger("recs")
 
+#: What decides which events are held out of a backtest.
+_SPLIT_SETTINGS = ("seed", "split")
+#: What SLIM's weights were fitted to, and have to be read with.
+_READ_WITH = ("slim.values",)
+
 
 @dataclass(frozen=True)
 class PipelineModel:
@@ -102,16 +107,20 @@ def fit_slim(job: Job) -> None:
     job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
     fits.unpersist()
     job.note_splits(job.fit_splits)
+    job.note_settings((*_SPLIT_SETTINGS, *_READ_WITH))
     job.run.after_commit(lambda: _remove_old_weights(job))
 
 
 def _may_start_from_last(job: Job) -> bool:
     """Tell whether the last weights know of no event that these must not know.
 
-    Items that still fit keep their weights as they are.
+    Items that still fit keep their weights as they are. With another split an event that they know
+    may be held out now.
     """
     last = job.run.newest("fit_slim")
-    return last is not None and set(job.splits_of(last)) <= set(job.fit_splits)
+    if last is None or not set(job.splits_of(last)) <= set(job.fit_splits):
+        return False
+    return job.config.mode == "serve" or not job.other_settings(last, _SPLIT_SETTINGS)
 
 
 def slim_options(settings: Slim) -> Options:
@@ -130,6 +139,7 @@ def slim_options(settings: Slim) -> Options:
 def open_slim(job: Job) -> Recommender:
     """Return SLIM as fitted: W in files, by neighbour, which the first to ask for them writes."""
     job.require_fitted("fit_slim", "item_weights")
+    job.require_settings("fit_slim", _READ_WITH)
     weights = _weights(job)
     folder = _weights_folder(job, job.run.inputs[job.lake.key("item_weights")])
     if is_written(folder):

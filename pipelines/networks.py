@@ -9,7 +9,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.inputs import read_catalogue
+from pipelines.inputs import bounded_batches, read_catalogue
 from pipelines.job import Job, Stage
 from recs.config import NETWORKS, Config, ConfigError, Sequences
 from recs.lake import LakeError
@@ -37,22 +37,24 @@ def run_export(job: Job) -> None:
     num_users, num_items = job.num_users(), job.num_items()
     sequences, interactions = job.read("sequences"), job.read("interactions")
     train = sequences.where(F.col("upto") == "train")
-    measured = export.with_targets(train, interactions)
-    liked, splits = F.col("train"), job.fit_splits
+    positives, splits = job.read("user_positives"), job.fit_splits
+    liked = positives.select("user_id", F.col("train").alias("items"))
+    measured = export.with_targets(train, interactions, liked)
     if config.export.hold_out:
         splits = ("train",)
     else:
         train, measured = embed.newest(sequences, splits), measured.limit(0)
-        liked = F.array_union("train", "validation")
+        liked = positives.select("user_id", F.array_union("train", "validation").alias("items"))
     by_hash = F.xxhash64(F.lit(config.seed), "user_id")
+    measured = measured.orderBy(by_hash, "user_id").limit(config.export.validation_users)
     types = job.read("event_type_ids").collect()
     positive = [name for name, kind in events.types.items() if kind.polarity == "positive"]
     folder = job.lake.location.training_set(config.mode, job.run.run_id)
-    with new_folder(folder):
+    with new_folder(folder), bounded_batches(job.spark):
         export.export(
             train,
-            measured.orderBy(by_hash, "user_id").limit(config.export.validation_users),
-            job.read("user_positives").select("user_id", liked.alias("items")),
+            job.persist(measured),
+            liked,
             read_catalogue(job, splits),
             folder,
             tables=job.run.inputs,
@@ -202,11 +204,12 @@ def run_embed(job: Job) -> None:
         users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
         items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
     made = reduce(DataFrame.unionByName, users)
-    if new is None:
-        job.write("user_embeddings", made)
-        job.write("item_embeddings", reduce(DataFrame.unionByName, items))
-    else:
-        job.run.replace("user_embeddings", made, gone=changed)
+    with bounded_batches(job.spark):
+        if new is None:
+            job.write("user_embeddings", made)
+            job.write("item_embeddings", reduce(DataFrame.unionByName, items))
+        else:
+            job.run.replace("user_embeddings", made, gone=changed)
 
 
 def _trained(job: Job, names: list[str]) -> dict[str, str]:

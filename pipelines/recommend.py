@@ -18,6 +18,9 @@ from recs.storage import join
 
 _LISTED = "listed"  # a detail of runs: the fit of each model
 
+#: What decides, beside the models' fits, which items lists may hold and what they are scored from.
+LIST_SETTINGS = ("split.recommendable", "events.types", "slim.values", "recommend.exclude_seen")
+
 
 def run_recommend(job: Job) -> None:
     """Write every model's list of every user; popularity serves users without history."""
@@ -43,16 +46,18 @@ def run_recommend(job: Job) -> None:
     with bounded_batches(job.spark):
         job.write("recommendations", reduce(DataFrame.unionByName, lists))
     job.run.details[_LISTED] = json.dumps(versions)
+    job.note_settings(LIST_SETTINGS)
     job.note_splits(job.fit_splits)
 
 
 def require_lists(job: Job, versions: dict[str, str]) -> None:
-    """Refuse lists that other fits of the models have made than ``versions``.
+    """Refuse lists that other fits of the models than ``versions``, or other rules, have made.
 
     Raises
     ------
     LakeError
-        If a model has no list, or that of another fit, ``evaluate.split`` or interactions.
+        If a model has no list, or that of another fit, ``evaluate.split`` or interactions; or if
+        one of :data:`LIST_SETTINGS` was another.
     """
     made = job.run.newest("recommend")
     listed = {} if made is None else json.loads(made.details[_LISTED])
@@ -63,6 +68,7 @@ def require_lists(job: Job, versions: dict[str, str]) -> None:
                 "recommend again, with it among models"
             )
     job.require_fitted("recommend", "recommendations")
+    job.require_settings("recommend", LIST_SETTINGS)
 
 
 RECOMMEND = Stage(
@@ -79,9 +85,7 @@ RECOMMEND = Stage(
     settings=(
         "mode",
         "models",
-        "split.recommendable",
-        "events.types",
-        "slim.values",
+        *LIST_SETTINGS,
         "recommend",
         "evaluate",
     ),

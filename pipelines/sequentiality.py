@@ -78,8 +78,10 @@ def _changes_of(
 
     def measured(users: DataFrame) -> tuple[dict[str, Row], DataFrame]:
         ranks = rank(users, [model], [RankingProtocol("full")], catalogue=catalogue)
-        ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split))
+        # Read twice: for the groups there are, and by user.
+        ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split)).persist()
         totals = sum_ranks(ranks, [settings.k], ties="against", replicates=1, seed=seed)
+        ranks.unpersist()
         wanted = (F.col("slice") == "all") & (F.col("k") == settings.k)
         rows = totals.metrics(job.spark).where(wanted).collect()
         lists = recommend(users, model, k=settings.k, catalogue=catalogue, why=0)

@@ -120,9 +120,11 @@ def _measure(
     model = open_weights(weights, join(folder, "weights"), job.num_items())
     protocol = RankingProtocol(grid.protocol, seed=job.config.seed)
     ranks = rank(users, [model], [protocol], catalogue=catalogue)
-    ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split))
+    # Read twice: for the groups there are, and by user.
+    ranks = ranks.withColumn("split", F.lit(job.config.evaluate.split)).persist()
     with bounded_batches(job.spark):
         totals = sum_ranks(ranks, [grid.k], ties=job.config.evaluate.ties, replicates=1, seed=0)
+    ranks.unpersist()
     wanted = (F.col("slice") == "all") & (F.col("metric") == grid.metric) & (F.col("k") == grid.k)
     row = totals.metrics(job.spark).where(wanted).collect()[0]
     return row["value"], row["users"]
@@ -180,9 +182,9 @@ def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:
 
     folder = job.lake.location.study(job.config.mode, name, job.run.run_id)
     training = training_job(job, name, newest_export(job), folder)
-    held_out = open_training_set(training.training_set).manifest.parts["validation"]
-    users = sum(file.rows for file in held_out)
-    if not users:
+    manifest = open_training_set(training.training_set).manifest
+    measured = sum(file.rows for file in manifest.parts["validation"])
+    if not measured:
         raise ConfigError(
             f"training set {training.training_set} has no validation events to measure trials by: "
             "choose a split that holds some out"
@@ -203,7 +205,7 @@ def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:
             "metric": validation.metric,
             "k": validation.k,
             "value": trial.value,
-            "users": users,
+            "users": measured + manifest.given_nothing,
             "nonzeros": None,
             "seconds": trial.seconds,
         }

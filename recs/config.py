@@ -70,6 +70,18 @@ ModelName = Annotated[str, _one_of(MODEL_NAMES, "model")]
 NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 
 
+def _different(values: list[Any]) -> list[Any]:
+    """Refuse a value given twice: what it stands for would be made and counted twice."""
+    repeated = next((value for n, value in enumerate(values) if value in values[:n]), None)
+    if repeated is not None:
+        raise ValueError(f"{repeated!r} is given twice: name it once")
+    return values
+
+
+#: Of lists each entry of which is fitted or measured.
+Different = AfterValidator(_different)
+
+
 def _utc(moment: datetime) -> datetime:
     """Return a time without zone, which is UTC."""
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
@@ -503,8 +515,10 @@ class Evaluate(Strict):
     """
 
     split: Literal["validation", "test"] = "test"
-    protocols: list[Literal["full", "uniform100", "popularity100", "given", "relevance"]] = ["full"]
-    ks: list[PositiveInt] = Field(default=[1, 5, 10, 20], min_length=1)
+    protocols: Annotated[
+        list[Literal["full", "uniform100", "popularity100", "given", "relevance"]], Different
+    ] = ["full"]
+    ks: Annotated[list[PositiveInt], Different] = Field(default=[1, 5, 10, 20], min_length=1)
     ties: Literal["against", "random"] = "against"
     bootstrap: PositiveInt = 200
     baseline: ModelName = "popularity"
@@ -521,8 +535,10 @@ class Evaluate(Strict):
 class TuneSlim(Strict):
     """The grid that ``recs tune slim`` searches on validation events."""
 
-    l1: list[NonNegative] = Field(default=[1.0, 2.0, 5.0, 10.0], min_length=1)
-    l2: list[NonNegative] = Field(default=[1.0, 10.0, 100.0, 500.0], min_length=1)
+    l1: Annotated[list[NonNegative], Different] = Field(default=[1.0, 2.0, 5.0, 10.0], min_length=1)
+    l2: Annotated[list[NonNegative], Different] = Field(
+        default=[1.0, 10.0, 100.0, 500.0], min_length=1
+    )
     protocol: Literal["full", "uniform100", "popularity100"] = "full"
     metric: Literal["ndcg", "hr", "mrr"] = "ndcg"
     k: PositiveInt = 10
@@ -558,7 +574,7 @@ class Config(Strict):
     rebuild: bool = Field(False, description="make all tables anew instead of extending them")
     data: str | None = None
     folder: str | None = Field(None, description="subfolder of data, where data holds several sets")
-    models: list[ModelName] = ["popularity", "slim"]
+    models: Annotated[list[ModelName], Different] = ["popularity", "slim"]
     events: Events
     items: list[ItemSource] = []
     users: list[UserSource] = []

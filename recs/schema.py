@@ -91,6 +91,11 @@ class Table:
         """Columns that migrations added, in order."""
         return tuple(column for migration in self.migrations for column in migration.add)
 
+    def ddl(self, *names: str) -> str:
+        """Return names and types of these columns, in this order, as Spark reads a schema."""
+        types = {column.name: column.type for column in self.all_columns}
+        return ", ".join(f"{name} {types[name]}" for name in names)
+
 
 _RUN_ID = Column("run_id", "string", "run that wrote the row; see table runs", nullable=False)
 _USER_ID = Column("user_id", "int", "dense user number from 0; see user_ids", nullable=False)

@@ -67,6 +67,10 @@ def test_overrides_reach_nested_keys(file: Path) -> None:
         ("events.types={1: {}}", "line 1: '1' is a key of type int: put it in quotes"),
         ("events.default_type=no", "valid string (given: False): put it in quotes"),
         ("split={validation_from: 2024-13-01}", "is no YAML"),
+        ("models=slim,popularity,slim", "key 'models': 'slim' is given twice: name it once"),
+        ("evaluate.protocols=[full, full]", "key 'evaluate.protocols': 'full' is given twice"),
+        ("evaluate.ks=[5, 10, 5]", "key 'evaluate.ks': 5 is given twice"),
+        ("tune_slim.l1=[1, 1.0]", "key 'tune_slim.l1': 1.0 is given twice"),
     ],
 )
 def test_mistakes_are_named(file: Path, override: str, message: str) -> None:

@@ -16,7 +16,7 @@ from recs.evaluation.bootstrap import poisson_weights
 from recs.sampling import (
     EVENT,
     EXPLICIT,
-    POSITIVES,
+    WANTED,
     EventStream,
     Groups,
     Sampler,
@@ -64,7 +64,7 @@ def _events(groups: Groups) -> Draw:
         drawn = []
         for user, items in zip(users, exclude, strict=True):
             stream = EventStream(groups, size, seed=seed)
-            drawn += _feed(stream, [(user, POSITIVES, [0, *items]), (user, EVENT, 0)])
+            drawn += _feed(stream, [(user, WANTED, [0, *items]), (user, EVENT, 0)])
         return drawn
 
     return draw
@@ -150,7 +150,7 @@ def test_negatives_of_the_first_users_events_are_no_other_users() -> None:
     groups = group_items(np.ones(10_000))
 
     def events(user: int) -> list[list[int]]:
-        rows: Rows = [(user, POSITIVES, [0]), *((user, EVENT + n, 0) for n in range(20))]
+        rows: Rows = [(user, WANTED, [0]), *((user, EVENT + n, 0) for n in range(20))]
         return _feed(EventStream(groups, 4, seed=1), rows)
 
     drawn = [tuple(items) for user in range(23) for items in events(user)]
@@ -191,7 +191,7 @@ def test_drawn_in_proportion_to_weight(alpha: float, spread: int, form: str) -> 
     num = 20_000
     if form == "events":
         stream = EventStream(group_items(counts**alpha), 1, seed=3)
-        keys = np.concatenate([[POSITIVES], EVENT + np.arange(num)])
+        keys = np.concatenate([[WANTED], EVENT + np.arange(num)])
         held = np.full(num + 1, 4, np.int32)
         starts = np.minimum(np.arange(num + 2), 1)
         items = stream.draw(keys, held, (starts, np.array([4], np.int32))).items
@@ -210,7 +210,7 @@ def test_exact_draws_without_replacement_are_by_weight(form: str) -> None:
     weights, num = np.array([1.0, 2.0, 3.0, 1e9]), 20_000
     if form == "events":
         stream = EventStream(group_items(weights), 2, seed=5)
-        rows: Rows = [(1, POSITIVES, [3]), *((1, EVENT + n, 3) for n in range(num))]
+        rows: Rows = [(1, WANTED, [3]), *((1, EVENT + n, 3) for n in range(num))]
         pairs = _feed(stream, rows)
     else:
         sampler = Sampler.popularity(np.ones(4, bool), weights)
@@ -233,7 +233,7 @@ def test_draws_within_the_groups_of_the_positive() -> None:
     groups = group_items(np.ones(7), pairs)
     stream = EventStream(groups, 3, seed=1)
     rows: Rows = [
-        (0, POSITIVES, [2, 5, 6]),
+        (0, WANTED, [2, 5, 6]),
         *((0, EVENT + n, item) for n, item in enumerate([2, 5, 6])),
     ]
     of_two, of_five, of_six = _feed(stream, rows)
@@ -241,7 +241,7 @@ def test_draws_within_the_groups_of_the_positive() -> None:
     assert of_five == of_six == []
     # A group that is used up gives way to the positive's other one.
     stream = EventStream(groups, 3, seed=1)
-    (drawn,) = _feed(stream, [(0, POSITIVES, [0, 1, 2]), (0, EVENT, 2)])
+    (drawn,) = _feed(stream, [(0, WANTED, [0, 1, 2]), (0, EVENT, 2)])
     assert sorted(drawn) == [3, 4]
 
 
@@ -251,7 +251,7 @@ def test_explicit_negatives_are_dealt_out_once() -> None:
     events = [0, 1, 0, 2, 1]
 
     def deal(explicit: list[int], size: int) -> list[list[int]]:
-        rows: Rows = [(4, POSITIVES, [0, 1, 2]), *((4, EXPLICIT, item) for item in explicit)]
+        rows: Rows = [(4, WANTED, [0, 1, 2]), *((4, EXPLICIT, item) for item in explicit)]
         stream = EventStream(groups, size, seed=1, explicit=True)
         return _feed(stream, [*rows, *((4, EVENT + n, item) for n, item in enumerate(events))])
 
@@ -271,7 +271,7 @@ def test_state_is_carried_from_batch_to_batch() -> None:
     rows: Rows = []
     for user in (1, 5, 6):
         wanted = [user, 2 * user + 10, 30]
-        rows += [(user, POSITIVES, wanted), (user, EXPLICIT, 20), (user, EXPLICIT, 21)]
+        rows += [(user, WANTED, wanted), (user, EXPLICIT, 20), (user, EXPLICIT, 21)]
         rows += [(user, EVENT + n, wanted[n % 3]) for n in range(7)]
     at_once = _feed(EventStream(groups, 4, seed=1, explicit=True), rows)
     stream = EventStream(groups, 4, seed=1, explicit=True)
@@ -281,11 +281,11 @@ def test_state_is_carried_from_batch_to_batch() -> None:
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([(7, POSITIVES, [0, 1, 2]), (7, EVENT, 1)], "user 7 has fewer than 2 .* of item 1"),
-        ([(7, POSITIVES, [0]), (7, EVENT, 1)], "user 7 .* item 1, which user_positives lacks"),
-        ([(6, POSITIVES, [1]), (7, EVENT, 1)], "user 7 .* item 1, which user_positives lacks"),
-        ([(7, POSITIVES, [0, 9])], "user 7 .* outside of the vocabulary's 0 to 3"),
-        ([(7, POSITIVES, [0]), (7, EVENT, -1)], "user 7 .* outside of the vocabulary's 0 to 3"),
+        ([(7, WANTED, [0, 1, 2]), (7, EVENT, 1)], "user 7 has fewer than 2 .* of item 1"),
+        ([(7, WANTED, [0]), (7, EVENT, 1)], "user 7 .* item 1, which user_positives lacks"),
+        ([(6, WANTED, [1]), (7, EVENT, 1)], "user 7 .* item 1, which user_positives lacks"),
+        ([(7, WANTED, [0, 9])], "user 7 .* outside of the vocabulary's 0 to 3"),
+        ([(7, WANTED, [0]), (7, EVENT, -1)], "user 7 .* outside of the vocabulary's 0 to 3"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(rows: Rows, message: str) -> None:

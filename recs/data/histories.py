@@ -14,12 +14,13 @@ def positives(
 ) -> DataFrame:
     """Return (user_id, item_id) of the positive interactions fitted on, a row an interaction.
 
-    With ``weight`` their ``value`` is beside them, where it is above 0.
+    With ``weight`` their ``value`` float is beside them, where it is above 0.
     """
     fitted = interactions.where(F.col("positive") & F.col("split").isin(*fit_splits))
     if values == "binary":
         return fitted.select("user_id", "item_id")
-    weighted = fitted.select("user_id", "item_id", F.col("weight").alias("value"))
+    value = F.col("weight").cast("float").alias("value")  # a tiny one becomes 0 here, not later
+    weighted = fitted.select("user_id", "item_id", value)
     return weighted.where("value > 0")
 
 

@@ -26,14 +26,15 @@ from recs.errors import UserError
 from recs.sampling import (
     EVENT,
     EXPLICIT,
-    POSITIVES,
+    WANTED,
     EventNegatives,
     EventStream,
     Groups,
     group_items,
 )
+from recs.schema import TABLES
 
-_NEGATIVES = "user_id int, sequence int, item_id int, negatives array<int>"
+_NEGATIVES = TABLES["negatives"].ddl("user_id", "sequence", "item_id", "negatives")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _rows(
     )
     wanted = F.concat(*(F.coalesce(split, none) for split in fit_splits))
     users = user_positives.select(
-        packed("user_id", F.lit(POSITIVES)).alias("key"),
+        packed("user_id", F.lit(WANTED)).alias("key"),
         F.lit(-1).alias("item_id"),
         wanted.alias("positives"),
     )

@@ -19,11 +19,11 @@ from numba import njit
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recs.arrays.compiling import call_compiled
+from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import offsets_of, to_arrow
 from recs.arrays.streams import by_user, last_user, packed, run_starts
 from recs.config import Sequences
-from recs.schema import SPLITS
+from recs.schema import SPLITS, TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,10 +32,10 @@ _UPTO = ("train", "validation")
 _NO_TIME = -(1 << 40)  # seconds; below any time that Spark knows
 
 _ARRAYS = ("items", "event_types", "gaps")
-_SEQUENCES_SCHEMA = "user_id int, upto string, session int, last int, length int, " + ", ".join(
-    f"{name} array<int>" for name in _ARRAYS
+_SEQUENCES_SCHEMA = TABLES["sequences"].ddl(
+    "user_id", "upto", "session", "last", "length", *_ARRAYS
 )
-_POSITIVES_SCHEMA = "user_id int, " + ", ".join(f"{split} array<int>" for split in SPLITS)
+_POSITIVES_SCHEMA = TABLES["user_positives"].ddl("user_id", *SPLITS)
 
 #: Events of a row of :func:`_chunks` at the most: so many bound a batch of rows.
 _CHUNK_EVENTS = 64
@@ -87,8 +87,8 @@ def sequences(
     def task(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tracks = _Tracks.empty(length)
         for events in _unpacked(batches, length + 1) if newest_only else map(_columns, batches):
-            yield _rows(call_compiled(_windows, *events, tracks, stride, pause, False))
-        yield _rows(call_compiled(_windows, *_NO_EVENTS, tracks, stride, pause, True))
+            yield _rows(_windows(*events, tracks, stride, pause, False))
+        yield _rows(_windows(*_NO_EVENTS, tracks, stride, pause, True))
 
     return by_user(events).mapInArrow(task, _SEQUENCES_SCHEMA)
 
@@ -127,8 +127,7 @@ _NO_EVENTS: _Events = (np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0,
 
 
 def _columns(batch: pa.RecordBatch) -> _Events:
-    # Copies: kernels are compiled for arrays that may be written, and for no others.
-    keys, items, rest = (column.to_numpy().copy() for column in batch.columns)
+    keys, items, rest = (column.to_numpy() for column in batch.columns)
     return keys, items, rest
 
 
@@ -144,10 +143,11 @@ def _chunking(most: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.Rec
 
 def _newest(events: _Events, most: int) -> _Events:
     """Return the last ``most`` events of each run, and of each run's training events."""
-    chosen = call_compiled(_choose, events[0], events[2], most)
+    chosen = _choose(events[0], events[2], most)
     return events[0][chosen], events[1][chosen], events[2][chosen]
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _choose(keys, rest, most):
     """Mark what :func:`_newest` keeps; a run is of one user and ascends."""
@@ -260,6 +260,7 @@ class _Windows(NamedTuple):
     used: np.ndarray
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _windows(keys, items, rest, tracks, stride, pause, at_end):
     """Add events to the tracks and return the rows that became whole."""

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.sampling.hashing import BOOTSTRAP, hash_bits, hash_stream
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ SUMS = "group int, cell int, sums binary"
 Sums = dict[tuple[int, int], np.ndarray]
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _weights(user_ids: np.ndarray, replicates: int, seed: int, table: np.ndarray) -> np.ndarray:
     weights = np.ones((user_ids.size, replicates + 1))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Group = tuple[str, ...]
 
 
-def by_user(
+def gather_users(
     frame: DataFrame, keys: Sequence[str], columns: Mapping[str, str]
 ) -> tuple[DataFrame, list[Group]]:
     """Gather the rows of each group and user.

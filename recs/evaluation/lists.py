@@ -28,10 +28,11 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.files import load_array, write_arrays
 from recs.arrays.lists import offsets_of, read_column
 from recs.evaluation.bootstrap import SUMS, UNIT, Totals, estimate, replicate_means, total
-from recs.evaluation.grouping import by_user
+from recs.evaluation.grouping import gather_users
 from recs.evaluation.ranks import METRICS
 from recs.ranking.catalogue import ItemCatalogue
 
@@ -126,7 +127,7 @@ def evaluate_lists(
     )
     rows: list[tuple] = []
     num_users = {}
-    users, groups = by_user(used, ["model"], {"rank": "int", "item_id": "int"})
+    users, groups = gather_users(used, ["model"], {"rank": "int", "item_id": "int"})
     measure = _measurer(catalogue, categories, ks, replicates, seed)
     for (group, _), sums in sorted(total(users.mapInArrow(measure, SUMS), replicates).items()):
         [model] = groups[group]
@@ -254,6 +255,7 @@ def gini(counts: np.ndarray) -> float:
     return float(weights @ ascending / (counts.size * max(ascending.sum(), 1)))
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def list_values(
     offsets: np.ndarray,

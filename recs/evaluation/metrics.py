@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.evaluation.ties import (
     TieGroups,
     expected_gain,
@@ -189,6 +190,7 @@ def _negatives_above(groups: TieGroups, share: float) -> np.ndarray:
     return above
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def user_metrics(
     offsets: np.ndarray,

@@ -11,17 +11,21 @@ import pyarrow as pa
 
 from recs.arrays.lists import offsets_of
 from recs.evaluation.bootstrap import SUMS, Sums, Totals, estimate, replicate_means, total
-from recs.evaluation.grouping import Group, by_user
+from recs.evaluation.grouping import Group, gather_users
 from recs.evaluation.metrics import AT_K, TIES, user_metrics
+from recs.schema import TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-METRICS = (
-    "model string, protocol string, split string, slice string, metric string, k int, ties string, "
-    "value double, lower double, upper double, users bigint"
-)
-DIFFERENCES = METRICS.replace("model string", "model string, baseline string")
+_MEASURED = [
+    column.name
+    for column in TABLES["metric_differences"].columns
+    if column.name not in ("model", "baseline", "run_id")
+]
+#: Columns of the tables of the same names, as Spark reads a schema.
+METRICS = TABLES["metrics"].ddl("model", *_MEASURED)
+DIFFERENCES = TABLES["metric_differences"].ddl("model", "baseline", *_MEASURED)
 
 _KEYS = ("model", "protocol", "split")
 #: Cells of users by the length of their history, which are summed apart.
@@ -196,7 +200,7 @@ def sum_ranks(
         *(F.coalesce(name, F.lit(False)).cast("int").alias(name) for name in flags),
     )
     columns = {"rank": "bigint", "ties": "bigint", "candidates": "bigint", "history_length": "int"}
-    users, groups = by_user(numbers, _KEYS, columns | dict.fromkeys(flags, "int"))
+    users, groups = gather_users(numbers, _KEYS, columns | dict.fromkeys(flags, "int"))
     cells = total(users.mapInArrow(run, SUMS), replicates)
     sums = _slices(cells, groups, slices, selections)
     measured = tuple((name, k) for k in (*ks, None) for name in AT_K)

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import Lists, offsets_of, read_column, read_lists, to_arrow
 from recs.evaluation.bootstrap import SUMS, Totals, estimate, replicate_means, total
-from recs.evaluation.grouping import by_user
+from recs.evaluation.grouping import gather_users
 from recs.evaluation.ranks import METRICS
 from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import score
@@ -161,7 +162,7 @@ def relevance_metrics(
         yield from totals.rows()
 
     pairs = judgements.select("model", "user_id", "score", F.col("liked").cast("int"))
-    users, groups = by_user(pairs, ["model"], {"score": "float", "liked": "int"})
+    users, groups = gather_users(pairs, ["model"], {"score": "float", "liked": "int"})
     rows: list[tuple] = []
     for (group, _), sums in sorted(total(users.mapInArrow(measure, SUMS), replicates).items()):
         [model] = groups[group]
@@ -176,6 +177,7 @@ def relevance_metrics(
     return judgements.sparkSession.createDataFrame(rows, METRICS)
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _judged(offsets: np.ndarray, scores: np.ndarray, liked: np.ndarray) -> np.ndarray:
     """Return float64[B, 5] of users' pairs at ``offsets``: 1, the number of pairs and of those

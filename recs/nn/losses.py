@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recs.nn.samplers import (
+    DrawnNegatives,
     Hard,
     InBatch,
     InBatchSettings,
     Mixed,
-    Negatives,
     Places,
     SamplerSettings,
     UniformSettings,
@@ -627,7 +627,7 @@ class Loss(nn.Module):
             return score(queries, places.targets[:, None], vectors, biases, self.tables).sum()
         with torch.no_grad():
             if isinstance(settings, InBatchSoftmaxSettings):
-                drawn = Negatives(places.pool, self.sampler.log_q(places.pool))
+                drawn = DrawnNegatives(places.pool, self.sampler.log_q(places.pool))
             else:
                 drawn = self.sampler.draw(places)
         rows = max(1, _MOST_NUMBERS // _numbers_a_place(queries, drawn.items, vectors))
@@ -657,7 +657,7 @@ class Loss(nn.Module):
         biases: Tensor | None,
         weights: Tensor,
         places: Places,
-        drawn: Negatives,
+        drawn: DrawnNegatives,
     ) -> Tensor:
         """Return the summed loss of places with these negatives."""
         settings = self.settings
@@ -680,7 +680,7 @@ class Loss(nn.Module):
 
 
 def _corrections(
-    correction: Correction, asked_M: Tensor, drawn: Negatives
+    correction: Correction, asked_M: Tensor, drawn: DrawnNegatives
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return what is taken off the scores of asked items and of negatives."""
     if correction == "none":

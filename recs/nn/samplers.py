@@ -103,7 +103,7 @@ class Places(NamedTuple):
         )
 
 
-class Negatives(NamedTuple):
+class DrawnNegatives(NamedTuple):
     """What was drawn.
 
     Attributes
@@ -117,10 +117,10 @@ class Negatives(NamedTuple):
     items: Tensor
     log_q: Tensor
 
-    def take(self, part: slice) -> Negatives:
+    def take(self, part: slice) -> DrawnNegatives:
         """Return those of some places."""
         shared = self.items.dim() == 1
-        return self if shared else Negatives(self.items[part], self.log_q[part])
+        return self if shared else DrawnNegatives(self.items[part], self.log_q[part])
 
 
 # --- hashing ---
@@ -310,7 +310,7 @@ class Sampler(nn.Module):
         self.num_items = num_items
         self.seed = seed
 
-    def draw(self, places: Places) -> Negatives:
+    def draw(self, places: Places) -> DrawnNegatives:
         """Return negatives for places; of M = 0 places of a nonempty global batch too."""
         raise NotImplementedError
 
@@ -326,14 +326,14 @@ class _Counted(Sampler):
         super().__init__(num_items, seed)
         self.num_draws, self.shared = settings.negatives, settings.shared
 
-    def draw(self, places: Places) -> Negatives:
+    def draw(self, places: Places) -> DrawnNegatives:
         device = places.numbers.device
         numbers = places.numbers.new_full((1,), _SHARED) if self.shared else places.numbers
         draws = torch.arange(self.num_draws, device=device)
         items = self._items(random_bits(self.seed, places.step, numbers, draws), places)
         if self.shared:
             items = items[0]
-        return Negatives(items, self.log_q(items))
+        return DrawnNegatives(items, self.log_q(items))
 
     def _items(self, bits_MK: Tensor, places: Places) -> Tensor:
         """Return int64[M, K] of random bits."""
@@ -468,14 +468,14 @@ class Hard(Sampler):
         self.uniform = Uniform(num_items, seed, uniform, recommendable)
         self.top = min(settings.top, len(self.uniform.ids))
 
-    def draw(self, places: Places) -> Negatives:
+    def draw(self, places: Places) -> DrawnNegatives:
         if places.previous is None:
             return self.uniform.draw(places)
         top_MT = hard_candidates(places.previous, places, self.top, self.uniform.ids)
         draws = torch.arange(self.num_draws, device=top_MT.device)
         bits_MK = random_bits(self.seed, places.step, places.numbers, draws)
         items = top_MT.gather(1, below(bits_MK, self.top))
-        return Negatives(items, self.log_q(items))
+        return DrawnNegatives(items, self.log_q(items))
 
     def log_q(self, items: Tensor) -> Tensor:
         return self.uniform.log_q(items)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.files import item_vector, load_array, write_arrays
 from recs.arrays.lists import Lists
 from recs.errors import UserError
@@ -92,6 +93,7 @@ class EmbeddingScorer(Scorer):
         return users
 
 
+@compiled_once()
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def _products(users, offsets, items, vectors):
     scores = np.full(items.size, -np.inf, np.float32)

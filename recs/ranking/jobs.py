@@ -30,20 +30,20 @@ from recs.arrays.lists import (
 from recs.errors import UserError
 from recs.ranking.catalogue import ItemCatalogue, ItemNames
 from recs.ranking.protocols import RankingProtocol, sampler_of
-from recs.ranking.ranks import Ranks, rank_among, unite
+from recs.ranking.ranks import TargetRanks, rank_among, unite
 from recs.ranking.scoring import BLOCK_SCORES, NotANumber, Reasons, Recommender, Scorer
+from recs.schema import TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-RECOMMENDATIONS = (
-    "model string, user_id int, rank int, item_id int, score float, "
-    "why array<struct<item_id:int,share:float>>, fallback boolean"
-)
-_NAMES = ", user string, item string"
+#: Columns of table recommendations, and those beside them where items' names are known.
+RECOMMENDATIONS = ("model", "user_id", "rank", "item_id", "score", "why", "fallback")
+_NAMES = ("user", "item")
+#: Columns of table ranks.
 RANKS = (
-    "model string, protocol string, user_id int, item_id int, rank bigint, ties bigint, "
-    "candidates bigint, history_length int, head boolean, repeat boolean"
+    *("model", "protocol", "user_id", "item_id", "rank", "ties", "candidates"),
+    *("history_length", "head", "repeat"),
 )
 
 
@@ -130,7 +130,7 @@ def recommend(
                     reasons = backup.reasons(read, lists, why)
                     yield _recommendations(model.name, users, lists, reasons, names, fallback=True)
 
-    schema = RECOMMENDATIONS + (_NAMES if names else "")
+    schema = TABLES["recommendations"].ddl(*RECOMMENDATIONS, *(_NAMES if names else ()))
     return _select(histories, "seen", *named).mapInArrow(run, schema)
 
 
@@ -192,8 +192,9 @@ def rank(
     models
         All of a user's targets are candidates for each other. Sampled and given candidates, and
         the targets ranked among them, need not be recommendable. Under ``full`` a target has a null
-        rank if it is not recommendable or if it is among the user's seen items: no list may hold
-        it. So has one of a user to whom a model gives nothing, or to whom no candidates are given.
+        rank if it is not recommendable, if it is among the user's seen items, or if it scores at
+        the level where the model's lists end, as SLIM's do at 0: no list holds it. So has one of a
+        user to whom a model gives nothing, or to whom no candidates are given.
     protocols
         What the targets are ranked among. Sampled candidates depend on the seed and the user only.
     catalogue
@@ -223,7 +224,7 @@ def rank(
             yield from _rank_batch(batch, scorers, protocols, catalogue)
 
     measured = histories.where("size(targets) > 0")
-    return _select(measured, *columns).mapInArrow(run, RANKS)
+    return _select(measured, *columns).mapInArrow(run, TABLES["ranks"].ddl(*RANKS))
 
 
 def _select(histories: DataFrame, *columns: str) -> DataFrame:
@@ -305,7 +306,7 @@ def _ranked(
     user_ids: np.ndarray,
     lengths: np.ndarray,
     targets: Lists,
-    ranks: Ranks,
+    ranks: TargetRanks,
     head: np.ndarray,
 ) -> pa.RecordBatch:
     per_user, num_rows = np.diff(targets.offsets), targets.items.size

@@ -20,9 +20,11 @@ class RankingProtocol:
     ----------
     name
         ``full``: all recommendable items that the user has not seen, which are those that a list
-        may hold. ``uniform100``, ``popularity100``, or with another number: that many sampled items
-        that the user has no event of in any split, drawn uniformly or in proportion to training
-        events. ``given``: the candidate lists of the data set.
+        may hold; a target that is none of them, or scores so low that no list of the model holds it
+        (SLIM's end at 0, others at -inf), is not ranked: HR@k is then the share of users whose list
+        of k items holds a target, but for ties. ``uniform100``, ``popularity100``, or with another
+        number: that many sampled items that the user has no event of in any split, drawn uniformly
+        or in proportion to training events. ``given``: the candidate lists of the data set.
     seed
         Of the sampled candidates.
     """

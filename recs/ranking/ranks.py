@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import Lists
 
 
-class Ranks(NamedTuple):
+class TargetRanks(NamedTuple):
     """Where targets ended, int64[T] each, in the order of the targets.
 
     ``ranks`` is 1 + the candidates scored strictly above the target, or 0 where the target could
@@ -31,9 +32,9 @@ class Ranks(NamedTuple):
     ties: np.ndarray
     candidates: np.ndarray
 
-    def only(self, ranked: np.ndarray) -> Ranks:
+    def only(self, ranked: np.ndarray) -> TargetRanks:
         """Return the ranks of the marked targets (bool[T]); the others could not be ranked."""
-        return Ranks(self.ranks * ranked, self.ties * ranked, self.candidates)
+        return TargetRanks(self.ranks * ranked, self.ties * ranked, self.candidates)
 
 
 class Counts(NamedTuple):
@@ -64,11 +65,11 @@ def pool_of(seen: Lists, allowed: np.ndarray, targets: Lists) -> Pool:
     return Pool(Lists(offsets, hidden), np.count_nonzero(allowed) - np.diff(offsets), rankable)
 
 
-def rank_in_pool(pool: Pool, targets: Lists, allowed: Counts, hidden: Counts) -> Ranks:
+def rank_in_pool(pool: Pool, targets: Lists, allowed: Counts, hidden: Counts) -> TargetRanks:
     """Return ranks of counts over all allowed items and over the hidden ones of the pool."""
     above, equal = allowed.above - hidden.above, allowed.equal - hidden.equal
     candidates = np.repeat(pool.sizes, np.diff(targets.offsets))
-    return Ranks(1 + above, equal - 1, candidates).only(pool.rankable)
+    return TargetRanks(1 + above, equal - 1, candidates).only(pool.rankable)
 
 
 def unite(candidates: Lists, targets: Lists, num_items: int) -> Lists:
@@ -78,7 +79,7 @@ def unite(candidates: Lists, targets: Lists, num_items: int) -> Lists:
     )
 
 
-def rank_among(united: Lists, scores: np.ndarray, targets: Lists) -> Ranks:
+def rank_among(united: Lists, scores: np.ndarray, targets: Lists) -> TargetRanks:
     """Rank each target among all items of its user's list.
 
     Parameters
@@ -94,7 +95,7 @@ def rank_among(united: Lists, scores: np.ndarray, targets: Lists) -> Ranks:
     shift = np.repeat(united.offsets[:-1] - targets.offsets[:-1], num_targets)
     levels = scores[np.arange(targets.items.size) + shift]
     above, equal = count_within(united, scores, targets.offsets, levels)
-    return Ranks(1 + above, equal - 1, np.repeat(sizes, num_targets))
+    return TargetRanks(1 + above, equal - 1, np.repeat(sizes, num_targets))
 
 
 def count_within(
@@ -112,7 +113,7 @@ def count_sparse(
     target_offsets: np.ndarray,
     levels: np.ndarray,
 ) -> Counts:
-    """Count over all allowed items, those that are not listed in closed form: they score 0."""
+    """Count over all allowed items, at levels above 0: those that are not listed score 0."""
     return Counts(*_count_sparse(offsets, items, values, allowed, target_offsets, levels))
 
 
@@ -121,14 +122,14 @@ def count_dense(
 ) -> tuple[Counts, int]:
     """Count over all allowed items, and return an item that scores NaN, -1 without one.
 
-    Items that the model does not know, from n on, score -inf.
+    At levels above -inf, which is what items score that the model does not know, from n on.
     """
     above, equal, unordered = _count_dense(values, allowed, target_offsets, levels)
     return Counts(above, equal), unordered
 
 
 def count_shared(ascending: np.ndarray, levels: np.ndarray) -> Counts:
-    """Count in ``ascending`` float32, the sorted scores of all allowed items."""
+    """Count in ``ascending`` float32, the sorted scores of all allowed items that are known."""
     upto = np.searchsorted(ascending, levels, side="right")
     below = np.searchsorted(ascending, levels, side="left")
     return Counts(ascending.size - upto, upto - below)
@@ -141,6 +142,7 @@ def gather_sparse(
     return _gather_sparse(offsets, items, values, lists.offsets, lists.items)
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _hide(seen_offsets, seen, allowed, target_offsets, targets):
     num_users = seen_offsets.size - 1
@@ -164,6 +166,7 @@ def _hide(seen_offsets, seen, allowed, target_offsets, targets):
     return offsets, hidden[:end], rankable
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _unite(list_offsets, items, target_offsets, targets, num_items):
     num_users = list_offsets.size - 1
@@ -194,6 +197,7 @@ def _count(scores, level):
     return above, equal
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _count_within(offsets, scores, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
@@ -204,10 +208,10 @@ def _count_within(offsets, scores, target_offsets, levels):
     return above, equal
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
-    num_allowed = np.sum(allowed)
     kept = np.empty(allowed.size, np.float32)
     for u in range(target_offsets.size - 1):
         size = 0
@@ -215,20 +219,15 @@ def _count_sparse(offsets, items, values, allowed, target_offsets, levels):
             kept[size] = values[p]
             size += allowed[items[p]]
         for t in range(target_offsets[u], target_offsets[u + 1]):
-            level = levels[t]
-            above[t], equal[t] = _count(kept[:size], level)
-            if level < 0:
-                above[t] += num_allowed - size
-            elif level == 0:
-                equal[t] += num_allowed - size
+            above[t], equal[t] = _count(kept[:size], levels[t])
     return above, equal
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _count_dense(values, allowed, target_offsets, levels):
     above, equal = np.zeros(levels.size, np.int64), np.zeros(levels.size, np.int64)
     num_known = values.shape[1]
-    num_unknown = np.sum(allowed[num_known:])
     unordered = -1
     for u in range(target_offsets.size - 1):
         row = values[u]
@@ -240,13 +239,12 @@ def _count_dense(values, allowed, target_offsets, levels):
                 num_equal += (row[item] == level) & allowed[item]
                 num_unordered += row[item] != row[item]
             above[t], equal[t] = num_above, num_equal
-            if level == -np.inf:
-                equal[t] += num_unknown
             if num_unordered > 0:
                 unordered = int(np.argmax(np.isnan(row)))
     return above, equal, unordered
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _gather_sparse(offsets, items, values, list_offsets, wanted):
     num_items = 1

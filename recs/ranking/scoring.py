@@ -11,16 +11,17 @@ Shapes: B users, T targets of all of them, N items of the catalogue, n ≤ N ite
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from recs.arrays.lists import Lists, blocks
 from recs.ranking.ranks import (
     Counts,
-    Ranks,
+    TargetRanks,
     count_dense,
     count_shared,
     count_sparse,
@@ -44,7 +45,15 @@ class NotANumber(ValueError):
 
 
 class Scores(ABC):
-    """Scores of all items for a block of B users."""
+    """Scores of all items for a block of B users.
+
+    Attributes
+    ----------
+    floor
+        Lists hold only items that score above it.
+    """
+
+    floor: ClassVar[float] = -math.inf
 
     @abstractmethod
     def top_k(self, seen: Lists, allowed: np.ndarray, k: int) -> Lists:
@@ -71,13 +80,16 @@ class Scores(ABC):
 
     @abstractmethod
     def _count(self, allowed: np.ndarray, targets: Lists, levels: np.ndarray) -> Counts:
-        """Count the scores of all allowed items above and equal to each target's, ``levels``."""
+        """Count the scores of all allowed items above and equal to each target's, ``levels``.
 
-    def rank(self, seen: Lists, allowed: np.ndarray, targets: Lists) -> Ranks:
+        At levels that are not above :attr:`floor` the counts are of no use.
+        """
+
+    def rank(self, seen: Lists, allowed: np.ndarray, targets: Lists) -> TargetRanks:
         """Rank each target among all allowed items that its user has not seen.
 
-        A target that is not among them is not ranked, for no list may hold it. All targets of a
-        user are candidates for each other.
+        A target that is not among them, or does not score above :attr:`floor`, is not ranked, for
+        no list of any length holds it. All targets of a user are candidates for each other.
 
         Parameters
         ----------
@@ -95,7 +107,7 @@ class Scores(ABC):
         levels = self.gather(targets)
         counted = self._count(allowed, targets, levels)
         hidden = count_within(pool.hidden, self.gather(pool.hidden), targets.offsets, levels)
-        return rank_in_pool(pool, targets, counted, hidden)
+        return rank_in_pool(pool, targets, counted, hidden).only(levels > self.floor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +118,7 @@ class SparseScores(Scores):
     float32[nnz]. Only items that score above 0 are recommended.
     """
 
+    floor: ClassVar[float] = 0.0
     offsets: np.ndarray
     items: np.ndarray
     values: np.ndarray
@@ -184,7 +197,7 @@ class SharedScores(Scores):
         return count_shared(self._ascending, levels)
 
     def _sort(self, allowed: np.ndarray) -> None:
-        """Make ``_best_first``, which may be recommended, and ``_ascending``, all scores."""
+        """Make ``_best_first``, which may be recommended, and ``_ascending``, all known scores."""
         if self._allowed is allowed:
             return
         unordered = np.isnan(self.values)
@@ -192,9 +205,8 @@ class SharedScores(Scores):
             raise NotANumber(int(np.argmax(unordered)))
         items = np.flatnonzero(allowed[: self.values.size])
         order = items[np.argsort(-self.values[items], kind="stable")].astype(np.int32)
-        unknown = np.full(np.count_nonzero(allowed[self.values.size :]), -np.inf, np.float32)
         self._best_first = order[self.values[order] > -np.inf]
-        self._ascending = np.concatenate([unknown, self.values[order[::-1]]])
+        self._ascending = self.values[order[::-1]]
         self._allowed = allowed
 
 

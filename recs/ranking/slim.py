@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import Lists
 from recs.ranking.scoring import Reasons, Scorer, SparseScores
 
@@ -119,6 +120,7 @@ def _weights_of(histories: Lists) -> np.ndarray:
     return histories.values
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _score(
     offsets: np.ndarray,
@@ -155,6 +157,7 @@ def _score(
     return out_offsets, out_items[:end], out_values[:end]
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _explain(
     offsets: np.ndarray,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import Lists
 
 
@@ -116,6 +117,7 @@ def _mark(marks, items, start, stop, row):
             marks[items[p]] = row
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _top_k_sparse(offsets, items, values, seen_offsets, seen, allowed, k):
     num_users = offsets.size - 1
@@ -140,6 +142,7 @@ def _top_k_sparse(offsets, items, values, seen_offsets, seen, allowed, k):
     return out_offsets, out_items[:end], out_scores[:end]
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _top_k_dense(values, seen_offsets, seen, allowed, k):
     num_users, num_known = values.shape
@@ -168,6 +171,7 @@ def _top_k_dense(values, seen_offsets, seen, allowed, k):
     return out_offsets, out_items[:end], out_scores[:end], unordered
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _top_k_shared(values, order, seen_offsets, seen, num_items, k):
     num_users = seen_offsets.size - 1

@@ -6,7 +6,7 @@ Uniform and popularity-proportional negatives are one kernel: the alias method o
 weights, all equal or count^alpha.
 """
 
-from recs.sampling.events import EVENT, EXPLICIT, POSITIVES, EventNegatives, EventStream
+from recs.sampling.events import EVENT, EXPLICIT, WANTED, EventNegatives, EventStream
 from recs.sampling.groups import Groups, group_items
 from recs.sampling.hashing import hash_bits, hash_stream, to_unit
 from recs.sampling.users import Sampler
@@ -14,7 +14,7 @@ from recs.sampling.users import Sampler
 __all__ = [
     "EVENT",
     "EXPLICIT",
-    "POSITIVES",
+    "WANTED",
     "EventNegatives",
     "EventStream",
     "Groups",

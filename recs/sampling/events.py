@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.errors import UserError
 from recs.sampling.draws import Workspace, draw_by_tries, draw_exactly, num_tries, workspace
 from recs.sampling.groups import Groups
 from recs.sampling.hashing import EVENT_NEGATIVES, EXPLICIT_DEAL, hash_bits, hash_stream
 
 #: What the lower 32 bits of a key say of its row; from EVENT on, EVENT + the event's sequence.
-POSITIVES, EXPLICIT, EVENT = 0, 1, 2
+WANTED, EXPLICIT, EVENT = 0, 1, 2
 
 _UNKNOWN_ITEM, _UNKNOWN_POSITIVE, _SHORTAGE = 1, 2, 3
 
@@ -102,7 +103,7 @@ class EventStream:
         Parameters
         ----------
         keys : int64[B]
-            user_id << 32 | what the row is, ascending over all calls: :data:`POSITIVES`,
+            user_id << 32 | what the row is, ascending over all calls: :data:`WANTED`,
             :data:`EXPLICIT`, or :data:`EVENT` + sequence.
         items : int32[B]
             The item of an explicit negative or positive event.
@@ -146,6 +147,7 @@ class EventStream:
         )
 
 
+@compiled_once("rows", "offsets", "drawn")
 @njit(cache=True, nogil=True)
 def _draw_rows(
     keys: np.ndarray,
@@ -172,7 +174,7 @@ def _draw_rows(
             user[2:] = 0
         mark = np.int32(user[1])
         kind = keys[row] & 0xFFFFFFFF
-        if kind == POSITIVES:
+        if kind == WANTED:
             for p in range(list_starts[row], list_starts[row + 1]):
                 item = lists[p]
                 if not 0 <= item < num_items:

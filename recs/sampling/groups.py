@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.errors import UserError
 
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -134,6 +135,7 @@ def alias_table(weights: np.ndarray) -> np.ndarray:
     return table
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _tables(starts: np.ndarray, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the alias table of each group, with items in place of slots."""

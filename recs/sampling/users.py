@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.sampling.draws import Workspace, draw_by_tries, draw_exactly, num_tries, workspace
 from recs.sampling.groups import Groups, group_items
 from recs.sampling.hashing import POPULAR_CANDIDATES, UNIFORM_CANDIDATES, hash_stream
@@ -92,6 +93,7 @@ class Sampler:
         )
 
 
+@compiled_once()
 @njit(cache=True, nogil=True)
 def _draw(
     user_ids: np.ndarray,

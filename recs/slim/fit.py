@@ -12,6 +12,8 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from recs.arrays.matrix import CsrFiles, MatrixError, write_csr
 from recs.errors import UserError
 from recs.session import num_tasks
@@ -110,7 +112,7 @@ def prepare(
     Raises
     ------
     MatrixError
-        If ids or values make no matrix, or a value is negative.
+        If ids or values make no matrix, a value is negative, or G may be beyond a float32.
     BudgetError
         If A does not fit the budget, and ``max_neighbours`` is None.
     """
@@ -120,7 +122,9 @@ def prepare(
     if weighted:
         from pyspark.sql import functions as F
 
-        # No value is as none; what is null or not a number is left in, to be refused by name.
+        # No value is as none, nor one that a float32 holds as 0; what is null or not a number is
+        # left in, to be refused by name.
+        interactions = interactions.withColumn("value", F.col("value").cast("float"))
         interactions = interactions.where(F.col("value").isNull() | (F.col("value") != 0))
 
     def write(folder: str, row: str, column: str, shape: tuple[int, int]) -> CsrFiles:
@@ -143,6 +147,7 @@ def prepare(
             "negative feedback out"
         )
     counts, binary = item_counts(by_item), manifest["dtype"] is None
+    _require_room(max((shard["greatest"] for shard in manifest["shards"]), default=1.0), counts)
     workers = budget.workers_a_host(spark)
     try:
         plan = budget.plan(counts, num_users, binary, budget=memory_budget_bytes, workers=workers)
@@ -167,6 +172,18 @@ def prepare(
         bits_bytes=(memory_budget_bytes - plan.matrix_bytes) // workers,
         blocks=blocks,
     )
+
+
+def _require_room(greatest: float, counts: np.ndarray) -> None:
+    """Refuse values whose G a float32, which tables of it are of, may not hold."""
+    users = int(counts.max(initial=0))
+    if users * greatest**2 > np.finfo(np.float32).max:
+        raise MatrixError(
+            f"column 'value' goes up to {greatest:g}: a float32 may not hold the sum of its "
+            f"squares over the {users} users of an item; set slim.values=binary, or give the event "
+            "types a smaller weight (events.types.NAME.weight), and run the stages from split on "
+            "again"
+        )
 
 
 def solve(

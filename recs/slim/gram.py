@@ -34,7 +34,7 @@ import numpy as np
 from numba import njit
 from numba.extending import intrinsic
 
-from recs.arrays.compiling import call_compiled
+from recs.arrays.compiling import compiled_once
 from recs.arrays.matrix import Csr, map_cached, new_array, read_array
 
 #: What the compiler may do with sums: change their order, which none of them minds.
@@ -90,6 +90,7 @@ def new_scratch(source, num_items):
     )
 
 
+@compiled_once()
 @njit(nogil=True, cache=True)
 def tail_starts(user_indptr, user_items, head):
     """Return where each user's items ≥ ``head`` begin."""
@@ -339,12 +340,11 @@ def gram_rows(by_item: Csr, by_user: Csr | None, start: int, stop: int) -> np.nd
     most_users = int(np.diff(by_item.indptr).max(initial=0))
     out = np.empty((stop - start, num_items), gram_dtype(most_users, by_item.data is None))
     if by_user is None:
-        bits = call_compiled(_pack, by_item.indptr, by_item.indices, num_users)
-        call_compiled(_count_bits, bits, start, stop, out)
+        bits = _pack(by_item.indptr, by_item.indices, num_users)
+        _count_bits(bits, start, stop, out)
     else:
         none = np.empty(0, np.float32)
-        call_compiled(
-            _scatter,
+        _scatter(
             by_item.indptr,
             by_item.indices,
             none if by_item.data is None else by_item.data,
@@ -395,6 +395,7 @@ def _ones(typing_context, word):
     return word(word), generate
 
 
+@compiled_once()
 @njit(nogil=True, cache=True)
 def _pack(indptr, indices, num_users):
     """Return a row of bits an item, padded to whole 512-bit registers."""
@@ -406,6 +407,7 @@ def _pack(indptr, indices, num_users):
     return bits
 
 
+@compiled_once("out")
 @njit(nogil=True, cache=True)
 def _count_bits(bits, start, stop, out):
     tile = 16  # rows that stay in the first-level cache while all others pass by
@@ -420,6 +422,7 @@ def _count_bits(bits, start, stop, out):
                 out[i - start, j] = total
 
 
+@compiled_once("out")
 @njit(nogil=True, cache=True)
 def _scatter(
     item_indptr, item_users, item_values, user_indptr, user_items, user_values, start, out

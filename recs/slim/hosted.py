@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.matrix import Csr, CsrFiles, map_cached, new_array, read_array, write_array
 from recs.slim import gram, solver
 from recs.slim.gram import Gram, tail_starts
@@ -303,6 +304,7 @@ def _open_matrix(folder: str, manifest_text: str) -> Ranked:
     )
 
 
+@compiled_once("out")
 @njit(nogil=True, cache=True)
 def _place(rows, counts, begins, out):
     """Copy rows that lie one after the other to where each begins in ``out``."""
@@ -313,6 +315,7 @@ def _place(rows, counts, begins, out):
             p += 1
 
 
+@compiled_once("ends", "user_items", "user_values")
 @njit(nogil=True, cache=True)
 def _transpose(item_indptr, item_users, item_values, ends, user_items, user_values):
     """Deal the items, in order, to their users' rows, of which each ends at ``ends`` [U] so far."""
@@ -325,6 +328,7 @@ def _transpose(item_indptr, item_users, item_values, ends, user_items, user_valu
             ends[u] += 1
 
 
+@compiled_once("out")
 @njit(nogil=True, cache=True)
 def _norms(indptr, values, out):
     for item in range(len(out)):

@@ -35,7 +35,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numba import njit
 
-from recs.arrays.compiling import call_compiled
+from recs.arrays.compiling import compiled_once, read_only
 from recs.slim.gram import (
     FAST,
     Gram,
@@ -190,14 +190,13 @@ def solve(
         int(options.max_working_set),
     )
     return Solution(
-        *call_compiled(
-            _solve,
-            Gram(*(_readonly(array) for array in source)),
-            _readonly(np.asarray(diagonal, np.float64)),
-            _readonly(items),
+        *_solve(
+            Gram(*(read_only(array) for array in source)),
+            np.asarray(diagonal, np.float64),
+            items,
             limits,
-            Weights(*(_readonly(array) for array in warm_start)),
-            _readonly(np.arange(num_items, dtype=np.int32) if ids is None else ids),
+            Weights(*(read_only(array) for array in warm_start)),
+            np.arange(num_items, dtype=np.int32) if ids is None else ids,
         )
     )
 
@@ -213,13 +212,6 @@ class _Limits(NamedTuple):
     max_neighbours: int
     cosine: bool
     max_working_set: int
-
-
-def _readonly(array: np.ndarray) -> np.ndarray:
-    """Return a plain read-only view: mapped files and arrays then share one compiled function."""
-    view = np.ascontiguousarray(array)[:]
-    view.flags.writeable = False
-    return view
 
 
 #: Bytes of a :class:`Working` for each item of the catalogue, and for each item squared of the
@@ -273,6 +265,7 @@ def _new_working(source, num_items, room):
     )
 
 
+@compiled_once()
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _solve(source, diagonal, items, limits, warm, ids):
     num_items, num_head = len(diagonal), len(source.head)

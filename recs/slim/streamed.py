@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
+from recs.arrays.compiling import compiled_once
 from recs.arrays.matrix import CsrFiles, read_array
 from recs.slim import solver
 from recs.slim.budget import BudgetError
@@ -180,6 +181,7 @@ def _neighbours(
     )
 
 
+@compiled_once()
 @njit(nogil=True, cache=True)
 def _invert(counts, users, values, num_users):
     """Return rows of items as rows of users: where each starts, its items, its values."""
@@ -203,6 +205,7 @@ def _invert(counts, users, values, num_users):
     return starts, items, by_user
 
 
+@compiled_once()
 @njit(nogil=True, cache=True)
 def _pass_by(file, first, mine, l1, cosine, best):
     """Let a file of items pass by; keep the most similar of each of ``mine``."""
@@ -290,6 +293,7 @@ def _solving(
     return task
 
 
+@compiled_once()
 @njit(nogil=True, cache=True)
 def _together(items, offsets, neighbours, num_items, most):
     """Return the bounds of runs of items that with their neighbours are at most ``most``."""
@@ -329,6 +333,7 @@ def _table(problem: StreamedProblem, members: np.ndarray) -> np.ndarray:
     return table
 
 
+@compiled_once("table")
 @njit(nogil=True, cache=True)
 def _add_users(file, place, table):
     counts, items, values = file

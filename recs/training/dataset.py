@@ -20,14 +20,14 @@ from recs.errors import UserError
 from recs.storage import join, read_file, write_file
 from recs.training.plan import File
 
-FORMAT = 2
+FORMAT = 3
 
 #: Columns of the files, and what a batch holds of them: a number, or an array a row.
 NUMBERS = ("user_id", "length", "target")
 ARRAYS = ("items", "event_types", "gaps")
 
 #: Folder of the matrix of users and the items that they have wanted.
-POSITIVES = "positives"
+POSITIVES_FOLDER = "positives"
 
 _MANIFEST = "manifest.json"
 
@@ -80,6 +80,8 @@ class Manifest:
         Name of the file of bool[N]: items that may be recommended.
     parts
         Name of each part to its files.
+    given_nothing
+        Users with a target of validation and no history to be given anything for: they count as 0.
     """
 
     tables: dict[str, int]
@@ -93,6 +95,7 @@ class Manifest:
     train_events: str
     recommendable: str
     parts: dict[str, list[File]]
+    given_nothing: int
     format: int = FORMAT
 
 
@@ -109,7 +112,7 @@ class TrainingSet:
 
     def positives(self) -> Positives:
         """Map all users' positives into memory."""
-        matrix = CsrFiles(self.path(POSITIVES)).open()
+        matrix = CsrFiles(self.path(POSITIVES_FOLDER)).open()
         return Positives(matrix.indptr, matrix.indices)
 
     def recommendable(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs.arrays.lists import offsets_of, read_column, read_lists, right_aligned, to_arrow
-from recs.schema import PADDING
+from recs.schema import PADDING, TABLES
 from recs.training.dataset import ARRAYS
 from recs.training.plan import lengths_up_to
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from recs.nn.network import SequenceNetwork
 
-ITEM_EMBEDDINGS = "item_id int, vector array<float>, bias float"
-USER_EMBEDDINGS = "user_id int, last int, vector array<float>"
+#: Columns of the tables of the same names, as Spark reads a schema.
+ITEM_EMBEDDINGS = TABLES["item_embeddings"].ddl("item_id", "vector", "bias")
+USER_EMBEDDINGS = TABLES["user_embeddings"].ddl("user_id", "last", "vector")
 
 #: Histories that a network reads at once, enough to keep it busy; and items of a batch of rows.
 _HISTORIES, _ITEMS = 32, 10_000

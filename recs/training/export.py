@@ -18,7 +18,7 @@ from recs.arrays.streams import whole_runs
 from recs.errors import UserError
 from recs.schema import PADDING
 from recs.storage import filesystem, join
-from recs.training.dataset import ARRAYS, POSITIVES, Manifest, TrainingSet, write_manifest
+from recs.training.dataset import ARRAYS, POSITIVES_FOLDER, Manifest, TrainingSet, write_manifest
 from recs.training.plan import File, lengths_up_to
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def export(
     sequences
         Rows of table ``sequences`` to train on.
     validation
-        The same columns and ``target`` int: the item that comes next.
+        The same columns, null of users without a history, and ``target`` int: the item that comes
+        next. It is read three times.
     user_positives
         user_id, items array<int>: never drawn as the user's negatives.
     catalogue
@@ -83,7 +84,8 @@ def export(
         If there is nothing to train on.
     """
     parts, columns = {}, ""
-    for part, rows in (("train", sequences), ("validation", validation)):
+    measured = validation.where("items IS NOT NULL")
+    for part, rows in (("train", sequences), ("validation", measured)):
         parts[part], found = _write(rows, part, folder, length, lanes, seed)
         columns = columns or found
     if not any(file.rows for file in parts["train"]):
@@ -91,7 +93,7 @@ def export(
     pairs = user_positives.select("user_id", F.explode("items").alias("item_id"))
     write_csr(
         pairs,
-        join(folder, POSITIVES),
+        join(folder, POSITIVES_FOLDER),
         row="user_id",
         column="item_id",
         shape=(num_users, num_items),
@@ -113,20 +115,26 @@ def export(
             train_events=names["train_events"],
             recommendable=names["recommendable"],
             parts=parts,
+            given_nothing=validation.where("items IS NULL").count(),
         ),
     )
 
 
-def with_targets(sequences: DataFrame, interactions: DataFrame) -> DataFrame:
-    """Return each user's newest training sequence and the first positive event of validation.
+def with_targets(
+    sequences: DataFrame, interactions: DataFrame, user_positives: DataFrame
+) -> DataFrame:
+    """Return the first positive event of validation, and each user's newest training sequence.
 
-    Where splits follow time, that comes after it.
+    Where splits follow time, that comes before it. It is null of users who have wanted nothing in
+    training, to whom no model gives anything.
     """
+    wanted = user_positives.where("size(items) > 0").select("user_id")
     newest = Window.partitionBy("user_id").orderBy(F.desc("last"))
     histories = sequences.withColumn("_newest", F.row_number().over(newest))
     held_out = interactions.where(F.col("positive") & (F.col("split") == "validation"))
     targets = held_out.groupBy("user_id").agg(F.min_by("item_id", "sequence").alias("target"))
-    return histories.where("_newest = 1").drop("_newest").join(targets, "user_id")
+    histories = histories.where("_newest = 1").drop("_newest").join(wanted, "user_id", "left_semi")
+    return targets.join(histories, "user_id", "left")
 
 
 def _write(

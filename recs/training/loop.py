@@ -381,7 +381,7 @@ class _Trainer:
     def _validate(self) -> None:
         counts = self.ranks.sum(rank_counts(self.network, self._held_out(), self.recommendable))
         settings, progress = self.settings.validation, self.progress
-        value = metric(counts, settings)
+        value = metric(counts, settings, self.data.manifest.given_nothing)
         if value is None:
             return
         name = f"{settings.metric}@{settings.k}"

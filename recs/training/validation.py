@@ -4,6 +4,7 @@ They follow the rule of the protocol ``full`` (:mod:`recs.ranking.protocols`): w
 what users have seen, so do rankings, and a target that its user has seen is not ranked; elsewhere
 what was seen stays a candidate. A training set knows the items that users have wanted, not those
 that they have disliked, so that these stay candidates here, which ``recs evaluate`` leaves out.
+Users without a history count as 0, as they do there.
 """
 
 from __future__ import annotations
@@ -120,12 +121,15 @@ def _ranks(
     return 1 + better[tables.own(lengths)]
 
 
-def metric(counts: Tensor, settings: Validation) -> float | None:
-    """Return NDCG@k or HR@k of the counts of :func:`rank_counts`; None of no targets."""
+def metric(counts: Tensor, settings: Validation, given_nothing: int = 0) -> float | None:
+    """Return NDCG@k or HR@k of the counts of :func:`rank_counts`; None of no targets.
+
+    The targets of further users, who are ``given_nothing``, count as 0.
+    """
     targets = int(counts.sum())
     if not targets:
         return None
     hits = counts[1 : settings.k + 1].double().cpu()
     places = torch.arange(1, len(hits) + 1, dtype=torch.float64)
     gains = 1 / torch.log2(places + 1) if settings.metric == "ndcg" else torch.ones(len(hits))
-    return float((hits * gains).sum() / targets)
+    return float((hits * gains).sum() / (targets + given_nothing))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from recs.arrays.compiling import call_compiled
+from recs.arrays.compiling import compiled_once
 
 
 def test_a_kernel_is_compiled_once_for_its_types(
@@ -19,11 +19,17 @@ def test_a_kernel_is_compiled_once_for_its_types(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     @njit
-    def total(values, factor):
-        return values.sum() * factor
+    def add(values, factor, out):
+        out[0] += values.sum() * factor
 
-    floats = np.arange(4.0)
-    assert call_compiled(total, floats, 2) == call_compiled(total, floats[:3], 4) == 12
-    assert len(total.signatures) == 1
-    assert call_compiled(total, floats.astype(np.int64), 2) == 12
-    assert len(total.signatures) == 2
+    call, out = compiled_once("out")(add), np.zeros(1)
+    floats = np.arange(8.0)
+    read_only = floats.copy()
+    read_only.flags.writeable = False
+    for values in (floats, floats[:5], floats[::2], read_only):
+        call(values, 2, out)
+    assert out[0] == 2 * (28 + 10 + 12 + 28)
+    assert len(add.signatures) == 1
+    call(floats.astype(np.int64), 2, out)
+    assert len(add.signatures) == 2
+    assert floats.flags.writeable and out.flags.writeable

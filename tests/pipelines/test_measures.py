@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,6 +15,7 @@ from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 import pipelines.inputs
+from pipelines.evaluate import _warn_of_short_lists
 from pipelines.inputs import bounded_batches
 from pipelines.run import STAGES, open_lake, run_stages
 from recs.config import Config
@@ -107,6 +111,15 @@ def test_a_search_measures_as_evaluation_does(
     (trial,) = rows("trials")
     assert 0 < trial.value < 1
     assert (trial.value, trial.users) == (pytest.approx(metric.value), metric.users)
+
+
+def test_lists_that_are_shorter_than_is_measured_are_told(
+    configured: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k, told in ((5, ""), (4, "ks goes up to 5, lists hold 4 items.* give recommend.k=5")):
+        job: Any = SimpleNamespace(config=configured(f"recommend.k={k}"))
+        _warn_of_short_lists(job)
+        assert re.search(told, caplog.text) and bool(caplog.text) == bool(told)
 
 
 def test_batches_of_wide_rows_are_bounded_by_bytes(

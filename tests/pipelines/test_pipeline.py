@@ -100,13 +100,21 @@ def test_a_missed_gate_fails_after_all_is_written_and_shown(
     assert run(configure("run_id=first"), "evaluate")[1]["metrics"] == document["metrics"]
 
 
-@pytest.mark.parametrize("stage", ["recommend", "evaluate"])
-def test_models_that_know_what_is_ranked_are_refused(
-    finished: tuple[Configure, Lake, dict], stage: str
+@pytest.mark.parametrize(
+    ("stage", "given", "message"),
+    [
+        ("recommend", "evaluate.split=validation", "again with evaluate.split=validation"),
+        ("evaluate", "evaluate.split=validation", "again with evaluate.split=validation"),
+        ("recommend", "slim.values=weight", "fit_slim was last run with another slim.values: run"),
+        ("evaluate", "recommend.exclude_seen=false", "recommend was .* another recommend.exclude_"),
+    ],
+)
+def test_what_was_made_for_another_measurement_is_refused(
+    finished: tuple[Configure, Lake, dict], stage: str, given: str, message: str
 ) -> None:
     configure, _, _ = finished
-    with pytest.raises(LakeError, match="run it again with evaluate.split=validation"):
-        run(configure("evaluate.split=validation"), stage)
+    with pytest.raises(LakeError, match=message):
+        run(configure(given), stage)
 
 
 def test_lists_of_another_fit_are_not_measured(
@@ -118,10 +126,11 @@ def test_lists_of_another_fit_are_not_measured(
     run(configure(f"root={root}", "slim.l1=0.2"), "fit_slim")
     with pytest.raises(LakeError, match="the lists of slim are not of its last fit"):
         run(configure(f"root={root}"), "evaluate")
-    # Weights that know of validation events are no start for those that must not.
-    warm = ("slim.warm_start=true", "slim.warm_tolerance=0.9", "evaluate.split=validation")
-    lake, _ = run(configure(f"root={root}", *warm), "fit_slim")
-    assert min(row[0] for row in committed(lake, "item_fits", "iterations")) > 0
+    # Weights that know of events which are held out now are no start for those that must not.
+    warm = (f"root={root}", "slim.warm_start=true", "slim.warm_tolerance=0.9")
+    for given in ("evaluate.split=validation", "seed=7"):
+        lake, _ = run(configure(*warm, given), "fit_slim")
+        assert min(row[0] for row in committed(lake, "item_fits", "iterations")) > 0
 
 
 def test_serve_mode_fits_on_everything_beside_the_backtest(

@@ -56,6 +56,9 @@ class Method(NamedTuple):
     owner: Any
 
 
+#: Methods of the job that read the settings whose keys are their last argument.
+TAKE_KEYS = (Job.note_settings, Job.other_settings, Job.require_settings)
+
 JOB = object()
 #: What properties give, into which one looks instead.
 FOLLOWED = object()
@@ -116,6 +119,9 @@ class Followed:
 
     def call(self, node: ast.Call) -> None:
         called = self.value_of(node.func)
+        if isinstance(called, Method) and called.function in TAKE_KEYS:
+            self.keys.update(self.keys_of(node.args[-1]))
+            return
         functions = called if isinstance(called, list) else [called]
         named = {word.arg: word.value for word in node.keywords if word.arg}
         if not all(self.is_followed(function) for function in functions):
@@ -145,6 +151,12 @@ class Followed:
                     self.read(value)
             if bound:
                 Followed(function, bound, self.keys)
+
+    def keys_of(self, node: ast.AST) -> tuple[str, ...]:
+        """Return the keys that an expression of constants names."""
+        if isinstance(node, ast.Tuple):
+            return tuple(key for part in node.elts for key in self.keys_of(part))
+        return tuple(self.value_of(node.value if isinstance(node, ast.Starred) else node))
 
     @staticmethod
     def is_followed(function: Any) -> bool:

@@ -86,7 +86,7 @@ def test_full_ranks(form: str, seed: int) -> None:
         for target in wanted:
             found = ranks.ranks[place], ranks.ties[place], ranks.candidates[place]
             place += 1
-            if target not in candidates:
+            if target not in candidates or dense[u, target] <= scores.floor:
                 assert found == (0, 0, len(candidates))
             else:
                 assert found == _oracle_rank(dense[u], candidates, target)
@@ -129,8 +129,8 @@ def test_items_that_a_model_does_not_know_come_last(form: str) -> None:
     allowed, nobody = np.ones(5, bool), _lists([[]])
     assert scores.top_k(nobody, allowed, 9).items.tolist() == [0, 2, 1]
     ranks = scores.rank(nobody, allowed, _lists([[4, 1]]))
-    assert ranks.ranks.tolist() == [4, 3]
-    assert ranks.ties.tolist() == [1, 0]
+    assert ranks.ranks.tolist() == [0, 3]  # the first is in no list
+    assert ranks.ties.tolist() == [0, 0]
     assert ranks.candidates.tolist() == [5, 5]
 
 
@@ -138,11 +138,14 @@ def test_negative_sparse_scores_rank_below_unlisted_items() -> None:
     scores = SparseScores(
         np.array([0, 2]), np.array([0, 1], np.int32), np.array([-1, 2], np.float32)
     )
-    allowed, nobody = np.ones(5, bool), _lists([[]])
-    ranks = scores.rank(nobody, allowed, _lists([[0, 1, 2]]))
+    allowed, nobody, targets = np.ones(5, bool), _lists([[]]), _lists([[0, 1, 2]])
+    among = unite(_lists([[0, 1, 2, 3, 4]]), targets, 5)
+    ranks = rank_among(among, scores.gather(among), targets)
     assert ranks.ranks.tolist() == [5, 1, 2]
     assert ranks.ties.tolist() == [0, 0, 2]
+    # Lists hold neither, of whatever length.
     assert scores.top_k(nobody, allowed, 5).items.tolist() == [1]
+    assert scores.rank(nobody, allowed, targets).ranks.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("form", ["sparse", "dense", "shared"])

@@ -142,6 +142,20 @@ def test_negative_values_are_refused(spark: SparkSession, tmp_path: Path) -> Non
         prepare(df, str(tmp_path), num_users=1, num_items=2)
 
 
+def test_values_that_no_float32_holds_squared_are_refused_or_as_none(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    rows = [(0, 0, 2.0), (0, 1, 1e-50), (1, 0, 1e-30), (1, 1, 3.0), (2, 0, 1.0), (2, 1, 1.0)]
+    df = spark.createDataFrame(rows, SCHEMA.replace("float", "double"))
+    for given, nonzeros in ((df, 1), (df.where("value < 1e-20"), 0)):
+        folder = str(tmp_path / str(nonzeros))
+        fits = fit(given, folder, Options(0.1, 0.1), num_users=3, num_items=2)
+        assert [(row.converged, row.nonzeros) for row in fits.collect()] == [(True, nonzeros)] * 2
+    huge = df.withColumn("value", df.value * 1e20)
+    with pytest.raises(MatrixError, match=r"goes up to 3e\+20: .* 3 users .* slim.values=binary"):
+        prepare(huge, str(tmp_path / "c"), num_users=3, num_items=2)
+
+
 def test_a_matrix_that_does_not_fit_a_host_is_refused_without_neighbours(
     spark: SparkSession, tmp_path: Path
 ) -> None:

@@ -28,8 +28,13 @@ def histories(seed: int = 0) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def training_set(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
-    """The last item of a history is the target of validation; every seventh event is a dislike."""
-    rows, events, wanted = [], [], []
+    """The last item of a history is the target of validation; every seventh event is a dislike.
+
+    Two more users have a target: one has had nothing before, the other has only disliked.
+    """
+    rows: list[tuple[int, int, int, list[int], list[int], list[int]]] = []
+    events = [(user, 3, 1, True, "validation") for user in (NUM_USERS, NUM_USERS + 1)]
+    wanted: list[tuple[int, list[int]]] = [(NUM_USERS + 1, [])]
     for user, items in enumerate(histories()):
         types = [1 if n % 7 == 6 else 0 for n in range(len(items))]
         kept, kinds = items[:-1][-LENGTH:], types[:-1][-LENGTH:]
@@ -37,11 +42,13 @@ def training_set(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
         events.append((user, items[-1], len(items) - 1, True, "validation"))
         liked = {item for item, kind in zip(items[:-1], types, strict=False) if kind == 0}
         wanted.append((user, sorted(liked)))
+    dislikes = (NUM_USERS + 1, 0, 1, [5], [1], [0])
     arrays = "items array<int>, event_types array<int>, gaps array<int>"
     sequences = spark.createDataFrame(rows, f"user_id int, last int, length int, {arrays}")
     interactions = spark.createDataFrame(
         events, "user_id int, item_id int, sequence int, positive boolean, split string"
     )
+    positives = spark.createDataFrame(wanted, "user_id int, items array<int>")
     catalogue = spark.range(NUM_ITEMS).select(
         F.col("id").cast("int").alias("item_id"),
         (F.col("id") + 1).alias("train_events"),
@@ -50,8 +57,12 @@ def training_set(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("training") / "set"
     return export(
         sequences,
-        with_targets(sequences, interactions),
-        spark.createDataFrame(wanted, "user_id int, items array<int>"),
+        with_targets(
+            sequences.union(spark.createDataFrame([dislikes], sequences.schema)),
+            interactions,
+            positives,
+        ),
+        positives,
         catalogue,
         str(folder),
         tables={"sequences": 3},

@@ -14,8 +14,10 @@ from recs.nn.models import build
 from recs.nn.network import Histories, Sizes
 from recs.nn.samplers import UserPositives
 from recs.nn.tables import WHOLE, ShardedTables, Tables
+from recs.training.dataset import TrainingSet
 from recs.training.settings import Validation
 from recs.training.validation import HeldOut, metric, rank_counts
+from tests.training.conftest import NUM_USERS
 
 NUM_ITEMS = 4
 #: Scores of the four items after each.
@@ -98,3 +100,10 @@ def test_metrics_are_of_the_first_k() -> None:
     expected = (2 + 1 / math.log2(4)) / 8
     assert metric(counts, Validation(metric="ndcg", k=3)) == pytest.approx(expected)
     assert metric(torch.zeros(5, dtype=torch.int64), Validation()) is None
+    assert metric(counts, Validation(metric="hr", k=3), given_nothing=2) == pytest.approx(3 / 10)
+
+
+def test_users_without_a_history_are_counted_not_ranked(training_set: TrainingSet) -> None:
+    held_out = training_set.manifest.parts["validation"]
+    assert sum(file.rows for file in held_out) == NUM_USERS
+    assert training_set.manifest.given_nothing == 2
