@@ -7,6 +7,7 @@ EXTRAS := spark,train,tune,report,dev
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 PYTHON :=
 PYTEST := $(BIN)/python -m pytest
+BY_FILE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install java demo test test-slow test-cluster check format bench bench-% wheel clean
 .DELETE_ON_ERROR:
@@ -26,12 +27,12 @@ install: $(INSTALLED)
 demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
 
-# The files of tests are dealt to two processes, each with its session of Spark. Some are run again
-# under the planner of production, which is too slow for all.
+# The files of tests are dealt to two processes, each with its session of Spark, in the order of
+# tests/conftest.py. Some are run again under the planner of production, which is too slow for all.
 test: java check
-	$(PYTEST) --numprocesses 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
+	$(PYTEST) $(BY_FILE) -m "not slow and not cluster" $(ARGS)
 ifeq ($(ARGS),)
-	RECS_TEST_PLANNER=production $(PYTEST) --numprocesses 2 --dist loadfile -m "planner and not slow"
+	RECS_TEST_PLANNER=production $(PYTEST) $(BY_FILE) -m "planner and not slow"
 endif
 
 test-slow: java $(INSTALLED)
