@@ -19,8 +19,8 @@ KNOWS = {
     "daemon": set(),
     "storage": {"errors"},
     "session": {"errors"},
-    "sampling": {"errors"},
     "arrays": {"errors", "session", "storage"},
+    "sampling": {"arrays", "errors"},
     "delta_log": {"storage"},
     "lake": {"delta_log", "errors", "schema", "storage"},
     "attempts": {"lake", "storage"},
@@ -28,10 +28,10 @@ KNOWS = {
     "nn": {"errors", "sampling", "schema", "settings"},
     "training": {"arrays", "errors", "nn", "schema", "settings", "storage"},
     "config": {"errors", "nn", "schema", "settings", "storage", "training"},
-    "data": {"arrays", "config", "errors", "sampling", "schema", "storage"},
+    "data": {"arrays", "config", "errors", "sampling", "schema", "session", "storage"},
     "slim": {"arrays", "errors", "session", "storage"},
-    "ranking": {"arrays", "errors", "sampling"},
-    "evaluation": {"arrays", "errors", "ranking", "sampling", "training"},
+    "ranking": {"arrays", "errors", "sampling", "schema"},
+    "evaluation": {"arrays", "errors", "ranking", "sampling", "schema", "training"},
     "report": {"evaluation", "storage"},
 }
 

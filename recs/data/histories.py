@@ -134,7 +134,9 @@ def _weighed(interactions: DataFrame, flags: dict[str, Column]) -> DataFrame:
     wanted = F.when(flags["_wanted"], F.struct("sequence", "weight"))
     ordered = F.array_sort(F.collect_list(wanted))
     total = F.aggregate(ordered, F.lit(0.0), lambda total, event: total + event["weight"])
-    return interactions.groupBy("user_id", "item_id").agg(
+    # By user, as they are brought together later: rows are exchanged once.
+    by_user = interactions.repartition("user_id")
+    return by_user.groupBy("user_id", "item_id").agg(
         total.cast("float").alias("value"),
         *(F.max(flag).alias(name) for name, flag in flags.items()),
     )

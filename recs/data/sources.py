@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
@@ -30,6 +31,9 @@ RAW, SOURCE, LINE, REASON = "_raw", "_source", "_line", "_reason"
 MALFORMED, BAD_ENCODING = "malformed", "bad_encoding"
 
 _URI, _BLOCK = "_uri", "_block"
+
+#: Files whose columns are asked for at the same time: each is a Spark job of one small task.
+_SCHEMAS_AT_ONCE = 16
 
 
 def read_rows(
@@ -407,8 +411,10 @@ def _schema_of(
             raise
     # Files differ in a column's type. Those that nobody asks for do not matter.
     kinds: dict[str, tuple[T.DataType, str]] = {}
-    for path in paths:
-        for kept in spark.read.parquet(path).schema:
+    with ThreadPoolExecutor(_SCHEMAS_AT_ONCE) as threads:
+        schemas = list(threads.map(lambda path: spark.read.parquet(path).schema, paths))
+    for path, schema in zip(paths, schemas, strict=True):
+        for kept in schema:
             if kept.name not in columns:
                 continue
             kind, file = kinds.setdefault(kept.name, (kept.dataType, path))
