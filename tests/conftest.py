@@ -29,10 +29,10 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.local.dir": str(scratch / "local"),
         "spark.driver.memory": "2g",
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
+        # Tiny data: compiling queries and hot loops well costs more than it saves.
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     }
     if os.environ.get("RECS_TEST_PLANNER") != "production":
-        # Tiny data: compiling queries well costs more than it saves.
         conf |= {"spark.sql.codegen.wholeStage": "false", "spark.sql.adaptive.enabled": "false"}
     # The first session ever fetches Delta's jars, into a folder that Ivy does not lock.
     with open(tmp_path_factory.getbasetemp().parent / "session.lock", "w") as lock:
