@@ -145,7 +145,8 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
     """Write what is new of a source; return the accepted rows, and those that repeat an event.
 
     Rows are written before it is known which of them repeat an event: that is told by what was
-    written, and where any do, which is rare, they are written once more without these.
+    written, and where any do, it is written once more without these. What was delivered is read
+    once, and again only to put rows aside as they were.
     """
     run, columns = job.run, source.columns
     rows = read_rows(
@@ -169,16 +170,15 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
     )
     has_times = columns.timestamp is not None
     repeated = job.persist(ingest.duplicates(added, earlier, has_times=has_times))
-    kept = written
-    bad = [parsed.where(F.col(REASON).isNotNull())] if rejected.get["rows"] else []
+    kept, repeats = written, added.limit(0)
     if not repeated.isEmpty():
+        # At the version that was just written, which is taken back.
+        once, again = ingest.without(added.drop("run_id"), repeated)
         run.take_back("events")
-        once, again = ingest.without(parsed, repeated)
         kept = job.write("events", once, "append")
-        some = again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES)
-        bad.append(some.withColumn(REASON, F.lit(ingest.DUPLICATE)))
-    for df in bad:
-        _put_aside(job, df, "source", "line", new)
+        repeats = job.persist(again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES))
+    if rejected.get["rows"] or kept < written:
+        _put_aside(job, ingest.put_aside(parsed, repeats), "source", "line", new)
     return kept, written - kept
 
 

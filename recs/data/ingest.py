@@ -240,28 +240,40 @@ def duplicates(added: DataFrame, earlier: DataFrame | None, *, has_times: bool) 
     return counted.where("n > 1").drop("n")
 
 
-def without(parsed: DataFrame, repeated: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return the acceptable rows without those that repeat an event, and these.
+def without(events: DataFrame, repeated: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """Return events without those that repeat one, and these.
 
     The first row by (source, line) is kept, and of equal rows of a Delta table, which have one
     line, any one.
 
     Parameters
     ----------
-    parsed
-        Of :func:`parse`.
+    events
+        Rows of table ``events``.
     repeated
         Of :func:`duplicates`.
     """
-    good = parsed.where(F.col(REASON).isNull())
-    alone = good.join(repeated.select("event_id"), "event_id", "left_anti")
-    shared = good.join(repeated, "event_id")
+    alone = events.join(repeated.select("event_id"), "event_id", "left_anti")
+    shared = events.join(repeated, "event_id")
     place = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "line"))
     shared = shared.withColumn("_place", place)
     first = ~F.col("known") & (F.col("_place") == 1)
     names = alone.columns
-    kept = alone.unionByName(shared.where(first).select(*names)).drop(RAW, REASON)
+    kept = alone.unionByName(shared.where(first).select(*names))
     return kept, shared.where(~first).select(*names)
+
+
+def put_aside(parsed: DataFrame, repeats: DataFrame) -> DataFrame:
+    """Return the rows of :func:`parse` that were rejected, and those at the places of repeats.
+
+    ``repeats`` has ``source`` and ``line`` of a few rows, which get the reason ``duplicate``.
+    """
+    places = F.broadcast(
+        repeats.select("source", "line").distinct().withColumn("_repeats", F.lit(1))
+    )
+    marked = parsed.join(places, ["source", "line"], "left")
+    reason = F.coalesce(REASON, F.when(F.col("_repeats").isNotNull(), F.lit(DUPLICATE)))
+    return marked.withColumn(REASON, reason).where(F.col(REASON).isNotNull())
 
 
 def quarantined(rejected: DataFrame, files: DataFrame) -> DataFrame:

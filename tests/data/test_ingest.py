@@ -80,7 +80,7 @@ def kept(parsed: DataFrame, earlier: DataFrame | None = None) -> tuple[list[Row]
     """Return the events without repeats, and these."""
     good = parsed.where(f"{REASON} IS NULL")
     repeated = duplicates(good, earlier, has_times=good.where("timestamp IS NULL").isEmpty())
-    once, again = without(parsed, repeated)
+    once, again = without(good, repeated)
     return once.orderBy("source", "line").collect(), again.orderBy("source", "line").collect()
 
 
