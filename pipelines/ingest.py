@@ -71,9 +71,9 @@ class _Deliveries:
     ) -> list[tuple[Source, list[Delivered]]]:
         """Return what is to be merged, in order, over what sources (and paths) said; it is noted.
 
-        That is what is new. Where any of it comes before what was read,
-        as a file of an earlier source that has changed does, it is all there is: what is said last
-        counts, whenever it is read.
+        That is what is new. Where any of it comes before what was read, as a file of an earlier
+        source that has changed does, it is all there is: what is said last counts, whenever it is
+        read.
         """
         unread = [self._unread(source, path, kind) for source, path in sources]
         if not any(unread):
@@ -82,10 +82,9 @@ class _Deliveries:
         whole = [new_deliveries(spark, source, path, None, 0) for source, path in sources]
         fresh = [{delivered.path for delivered in found} for found in unread]
         are_new = [d.path in new for found, new in zip(whole, fresh, strict=True) for d in found]
+        new_come_last = are_new == sorted(are_new)
         merged = []
-        for (source, _), found in zip(
-            sources, unread if are_new == sorted(are_new) else whole, strict=True
-        ):
+        for (source, _), found in zip(sources, unread if new_come_last else whole, strict=True):
             # A table of items is one of what is known now: its newest version is read whole.
             numbered = [
                 replace(delivered, source=self.next_number + n, since=None)
@@ -178,7 +177,7 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
         kept = job.write("events", once, "append")
         repeats = job.persist(again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES))
     if rejected.get["rows"] or kept < written:
-        _put_aside(job, ingest.put_aside(parsed, repeats), "source", "line", new)
+        _put_aside(job, ingest.rejects(parsed, repeats), "source", "line", new)
     return kept, written - kept
 
 

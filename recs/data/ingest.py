@@ -263,7 +263,7 @@ def without(events: DataFrame, repeated: DataFrame) -> tuple[DataFrame, DataFram
     return kept, shared.where(~first).select(*names)
 
 
-def put_aside(parsed: DataFrame, repeats: DataFrame) -> DataFrame:
+def rejects(parsed: DataFrame, repeats: DataFrame) -> DataFrame:
     """Return the rows of :func:`parse` that were rejected, and those at the places of repeats.
 
     ``repeats`` has ``source`` and ``line`` of a few rows, which get the reason ``duplicate``.

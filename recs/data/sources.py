@@ -194,7 +194,13 @@ def _text_rows(
     else:
         names = source.fields or _header(numbered.heads, source)
         given = [name for name in given if name not in names]
-        _require_fields(columns, [*names, *given], source)
+        # A first line that is no header is somebody's, and not told.
+        names_of = "`fields`" if source.fields else "the first line"
+        told = (
+            f": {names_of} names {len(names)} columns, and none so; mend the column names of the "
+            "source in the config, or give `fields` where files have no header"
+        )
+        _require(columns, [*names, *given], source, told)
         for name in columns:
             if names.count(name) > 1:
                 raise SourceError(
@@ -268,18 +274,6 @@ def _header(heads: dict[str, str], source: Source) -> list[str]:
         return [name.strip() for name in text.split(source.separator)]
     parsed = csv.reader([text], delimiter=source.separator, quotechar=source.quote)
     return [name.strip() for name in next(parsed)]
-
-
-def _require_fields(wanted: Sequence[str], found: Sequence[str], source: Source) -> None:
-    """As :func:`_require`, but a first line that is no header is not told: it is somebody's."""
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        place = "`fields`" if source.fields else "the first line"
-        raise SourceError(
-            f"{source.path} has no column {missing[0]!r}: {place} names {len(found)} columns, and "
-            "none so; mend the column names of the source in the config, or give `fields` where "
-            "files have no header"
-        )
 
 
 #: A JSON value of which its text does not tell what it is: a list, a record, a number with a point.
@@ -553,10 +547,12 @@ def moment_of(moment: datetime) -> Column:
     return F.lit(moment.strftime("%Y-%m-%d %H:%M:%S")).cast("timestamp")
 
 
-def _require(wanted: Sequence[str], found: Sequence[str], source: Source) -> None:
+def _require(wanted: Sequence[str], found: Sequence[str], source: Source, told: str = "") -> None:
+    """Refuse data without a column; ``told`` is said of it in place of the columns there are."""
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise SourceError(
-            f"{source.path} has no column {missing[0]!r}; it has {', '.join(map(str, found))}: "
-            "mend the column names of the source in the config"
+        there = (
+            f"; it has {', '.join(map(str, found))}: mend the column names of the source in the "
+            "config"
         )
+        raise SourceError(f"{source.path} has no column {missing[0]!r}{told or there}")
