@@ -144,8 +144,8 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
     """Write what is new of a source; return the accepted rows, and those that repeat an event.
 
     Rows are written before it is known which of them repeat an event: that is told by what was
-    written, and where any do, it is written once more without these. What was delivered is read
-    once, and again only to put rows aside as they were.
+    written, from which these are deleted. What was delivered is read once, and again only to put
+    rows aside as they were.
     """
     run, columns = job.run, source.columns
     rows = read_rows(
@@ -171,11 +171,12 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
     repeated = job.persist(ingest.duplicates(added, earlier, has_times=has_times))
     kept, repeats = written, added.limit(0)
     if not repeated.isEmpty():
-        # At the version that was just written, which is taken back.
-        once, again = ingest.without(added.drop("run_id"), repeated)
-        run.take_back("events")
-        kept = job.write("events", once, "append")
-        repeats = job.persist(again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES))
+        shared = job.persist(ingest.told_apart(added.drop("run_id"), repeated))
+        once, again = (shared.where(which).drop("repeats") for which in ("not repeats", "repeats"))
+        kept -= again.count()
+        repeats = again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES)
+        ids = repeated.select("event_id")
+        run.replace("events", once, gone=ids, own=F.col("source") >= new[0].source)
     if rejected.get["rows"] or kept < written:
         _put_aside(job, ingest.rejects(parsed, repeats), "source", "line", new)
     return kept, written - kept

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Literal
 
 from delta.tables import DeltaTable
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from recs import delta_log
@@ -37,16 +37,19 @@ class LakeError(UserError):
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a Delta table: its version, its author's mark, and the rows that it wrote."""
+    """A commit of a Delta table: its version, its author's mark, rows it wrote and deleted."""
 
     version: int
     mark: str | None
     rows: int
+    deleted: int
 
     @classmethod
     def of(cls, version: int, mark: str | None, metrics: Mapping[str, str] | None) -> Commit:
         """Return a commit of Delta's ``userMetadata`` and ``operationMetrics``."""
-        return cls(version, mark, int((metrics or {}).get("numOutputRows", 0)))
+        metrics = metrics or {}
+        rows, deleted = metrics.get("numOutputRows", 0), metrics.get("numTargetRowsDeleted", 0)
+        return cls(version, mark, int(rows), int(deleted))
 
 
 @dataclass(frozen=True)
@@ -211,10 +214,15 @@ class Lake:
         else:
             writer.save(self.address(name))
 
-    def delete(self, name: str, keys: DataFrame) -> None:
-        """Delete, in one Delta commit, the rows whose value of ``keys``' one column is in it."""
+    def delete(self, name: str, keys: DataFrame, among: Column | None = None) -> None:
+        """Delete, in one Delta commit, the rows whose value of ``keys``' one column is in it.
+
+        ``among`` is a condition on the table's other columns that they have to meet.
+        """
         (key,) = keys.columns
         same = F.col(f"kept.{key}") == F.col(f"gone.{key}")
+        if among is not None:
+            same = same & among
         merge = self.delta(name).alias("kept").merge(keys.alias("gone"), same)
         merge.whenMatchedDelete().execute()
 

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 import recs
@@ -189,9 +189,6 @@ class _Output:
     first: int
     opened: int
     last: int
-    #: The version before the last write, and the rows that it wrote.
-    before: int = -1
-    added: int = 0
     writes: int = 0
     rows: int = 0
     overwritten: bool = False
@@ -472,24 +469,17 @@ class Run:
         output = self._open_output(name)
         options = {"userMetadata": self._mark}
         self.lake.save(name, df.withColumn("run_id", F.lit(self.run_id)), how, options=options)
-        output.before, output.added = output.last, 0
+        added = 0
         for commit in self._own_commits(name, after=output.last):
-            output.last, output.added = commit.version, commit.rows
+            output.last, added = commit.version, commit.rows
         output.writes += 1
-        output.rows += output.added
+        output.rows += added
         output.overwritten |= how == "overwrite"
-        return output.added
+        return added
 
-    def take_back(self, name: str) -> None:
-        """Put a table back to what it was before this run's last write to it."""
-        output = self._outputs[name]
-        with self.lake.commit_metadata(self._mark):
-            self.lake.restore(name, output.before)
-        output.last = self._own_commits(name, after=output.last)[-1].version
-        output.rows -= output.added
-        output.added = 0
-
-    def replace(self, name: str, df: DataFrame, gone: DataFrame) -> int:
+    def replace(
+        self, name: str, df: DataFrame, gone: DataFrame, *, own: Column | None = None
+    ) -> int:
         """Write ``df`` in place of the rows that match a row of ``gone``; return its rows.
 
         Parameters
@@ -500,12 +490,16 @@ class Run:
             The table's columns but ``run_id``.
         gone
             One column of the table, its values unique and not null.
+        own
+            Where given, only rows that this run has written are replaced, of which it holds.
         """
         output = self._open_output(name)
+        among = None if own is None else own & (F.col("run_id") == self.run_id)
         with self.lake.commit_metadata(self._mark):
-            self.lake.delete(name, gone)
+            self.lake.delete(name, gone, among)
         for commit in self._own_commits(name, after=output.last):  # none where no row matches
             output.last = commit.version
+            output.rows -= commit.deleted if own is not None else 0
         return self.write(name, df, "append")
 
     def write_all(self, tables: Mapping[str, DataFrame], how: Write = "overwrite") -> None:

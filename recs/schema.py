@@ -130,9 +130,9 @@ def _table(*columns: Column, name: str, comment: str, **options: object) -> Tabl
     return Table(name, comment, (*columns, _RUN_ID), **options)  # type: ignore[arg-type]
 
 
-#: Of tables in which the rows of some users are replaced: those rows are marked as gone, and the
-#: files that hold them are not written anew.
-_CHANGED_BY_USER = {"delta.enableDeletionVectors": "true"}
+#: Of tables that lose some of their rows: those are marked as gone, and the files that hold them are
+#: not written anew.
+_ROWS_DELETED = {"delta.enableDeletionVectors": "true"}
 
 _ALL = (
     Table(
@@ -200,6 +200,7 @@ _ALL = (
             "known_split": "held_out IS NULL OR held_out IN ('train', 'validation', 'test')",
         },
         cluster_by=("timestamp", "user"),
+        properties=_ROWS_DELETED,
         first=2,
     ),
     _table(
@@ -280,7 +281,7 @@ _ALL = (
         first=2,
         checks={"known_split": "split IN ('train', 'validation', 'test')"},
         cluster_by=("user_id",),
-        properties=_CHANGED_BY_USER,
+        properties=_ROWS_DELETED,
     ),
     _table(
         _USER_ID,
@@ -300,7 +301,7 @@ _ALL = (
         comment="The last events of users (or sessions) as arrays as long as there are events",
         checks={"known_upto": "upto IN ('train', 'validation')", "not_empty": "length > 0"},
         cluster_by=("user_id",),
-        properties=_CHANGED_BY_USER,
+        properties=_ROWS_DELETED,
     ),
     _table(
         _USER_ID,
@@ -310,7 +311,7 @@ _ALL = (
         name="user_positives",
         comment="All items that a user has wanted: never drawn as the user's negatives",
         cluster_by=("user_id",),
-        properties=_CHANGED_BY_USER,
+        properties=_ROWS_DELETED,
     ),
     _table(
         _USER_ID,
@@ -390,7 +391,7 @@ _ALL = (
         name="user_embeddings",
         comment="What networks make of users' newest events",
         cluster_by=("user_id",),
-        properties=_CHANGED_BY_USER,
+        properties=_ROWS_DELETED,
     ),
     _table(
         _MODEL,

@@ -51,8 +51,10 @@ _EVERYWHERE = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
     # The JVM never compiles a method of more than 8,000 bytes: Spark then has to make smaller ones.
     "spark.sql.codegen.hugeMethodLimit": "8000",
-    # Drawn items hardly repeat within a page: looking each up in a dictionary only takes time.
+    # Values that hardly repeat within a page: looking each up in a dictionary only takes time.
     "parquet.enable.dictionary#negatives.list.element": "false",
+    "parquet.enable.dictionary#event_id": "false",
+    "parquet.enable.dictionary#line": "false",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import reduce
@@ -22,6 +22,7 @@ from recs.data.sources import (
     SOURCE,
     micros_of,
     moment_of,
+    once,
 )
 from recs.errors import UserError
 from recs.schema import MAX_VALUE
@@ -125,71 +126,72 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
         Columns of table ``events`` but ``run_id``, ``_raw`` and ``_reason``.
     """
     names, given = source.columns, _roles(source)
+    kinds = {role: rows.schema[name].dataType for role, name in given.items()}
 
     def text(role: str) -> Column:
         if role not in given:
             return F.lit(None).cast("string")
-        trimmed = F.trim(column_of(given[role]))
-        return F.when(trimmed != "", trimmed)
+        return F.nullif(F.trim(column_of(given[role])), F.lit(""))
 
-    kind, delivered = text("event_type"), text("weight")
-    known = F.coalesce(kind, F.lit(events.default_type)).isin(list(events.types))
-    value = delivered.try_cast("double")
-    position = text("position").try_cast("bigint")
     time = F.lit(None).cast("timestamp")
-    if names.timestamp:
-        typed = isinstance(rows.schema[names.timestamp].dataType, T.TimestampType)
-        time = column_of(names.timestamp) if typed else _time(text("timestamp"), source)
-    latest = now + timedelta(hours=events.allowed_skew_hours)
-    holds = {
-        BAD_ENCODING: F.col(REASON) == BAD_ENCODING,
-        MALFORMED: F.col(REASON) == MALFORMED,
-        "null_user": text("user").isNull(),
-        "null_item": text("item").isNull(),
-        "unknown_event_type": ~known,
-        "bad_weight": delivered.isNotNull() & value.isNull(),
-        "weight_not_finite": F.isnan(value) | (F.abs(value) == float("inf")),
-        "negative_weight": value < 0,
-        "weight_too_large": value > MAX_VALUE,
-    }
-    if names.timestamp:
-        holds |= {
-            "bad_time": time.isNull(),
-            "time_before_floor": time < moment_of(events.floor),
-            "future_time": time > moment_of(latest),
-        }
-    if names.position:
-        holds["bad_position"] = position.isNull()
-    context = (
-        F.create_map(
-            *[
-                part
-                for name in names.context
-                for part in (F.lit(name), column_of(name).cast("string"))
-            ]
-        )
-        if names.context
-        else F.lit(None).cast("map<string,string>")
-    )
+    if "timestamp" in given:
+        typed = isinstance(kinds["timestamp"], T.TimestampType)
+        time = column_of(given["timestamp"]) if typed else _time(text("timestamp"), source)
+    typed = isinstance(kinds.get("weight"), T.DoubleType)
+    value = column_of(given["weight"]) if typed else text("weight").try_cast("double")
     event = {
         "user": text("user"),
         "item": text("item"),
         "timestamp": time,
-        "position": position,
-        "event_type": kind,
+        "position": text("position").try_cast("bigint"),
+        "event_type": text("event_type"),
         "value": value,
     }
+    no_value = F.lit(False) if typed else text("weight").isNotNull() & value.isNull()
+    fields = [column.alias(name) for name, column in event.items()]
+    rows = once(rows, "_event", F.struct(*fields, no_value.alias("no_value")))
+    parsed = {name: F.col("_event").getField(name) for name in event}
+    kind = F.coalesce(parsed["event_type"], F.lit(events.default_type))
+    value = parsed["value"]
+    holds = {
+        BAD_ENCODING: F.col(REASON) == BAD_ENCODING,
+        MALFORMED: F.col(REASON) == MALFORMED,
+        "null_user": parsed["user"].isNull(),
+        "null_item": parsed["item"].isNull(),
+        "unknown_event_type": ~kind.isin(list(events.types)),
+        "bad_weight": F.col("_event").getField("no_value"),
+        "weight_not_finite": F.isnan(value) | (F.abs(value) == float("inf")),
+        "negative_weight": value < 0,
+        "weight_too_large": value > MAX_VALUE,
+    }
+    if "timestamp" in given:
+        holds |= {
+            "bad_time": parsed["timestamp"].isNull(),
+            "time_before_floor": parsed["timestamp"] < moment_of(events.floor),
+            "future_time": parsed["timestamp"]
+            > moment_of(now + timedelta(hours=events.allowed_skew_hours)),
+        }
+    if "position" in given:
+        holds["bad_position"] = parsed["position"].isNull()
     reason = F.coalesce(*[F.when(holds[name], F.lit(name)) for name in REASONS if name in holds])
+    by_line = not ("timestamp" in given or "position" in given)
     return rows.select(
-        _event_id(event, by_line=not (names.timestamp or names.position)).alias("event_id"),
-        *[column.alias(name) for name, column in event.items()],
-        context.alias("context"),
+        _event_id(parsed, by_line=by_line).alias("event_id"),
+        *[column.alias(name) for name, column in parsed.items()],
+        _context(names.context).alias("context"),
         F.lit(source.held_out).cast("string").alias("held_out"),
         F.col(SOURCE).alias("source"),
         F.col(LINE).alias("line"),
         RAW,
         reason.alias(REASON),
     )
+
+
+def _context(names: Sequence[str]) -> Column:
+    if not names:
+        return F.lit(None).cast("map<string,string>")
+    pairs = [(F.lit(name), column_of(name).cast("string")) for name in names]
+    return F.create_map(*[part for pair in pairs for part in pair])
 
 
 def _event_id(event: Mapping[str, Column], *, by_line: bool) -> Column:
@@ -240,11 +242,11 @@ def duplicates(added: DataFrame, earlier: DataFrame | None, *, has_times: bool) 
     return counted.where("n > 1").drop("n")
 
 
-def without(events: DataFrame, repeated: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return events without those that repeat one, and these.
+def told_apart(events: DataFrame, repeated: DataFrame) -> DataFrame:
+    """Return the events whose ids are repeated, with ``repeats``: whether one repeats another.
 
-    The first row by (source, line) is kept, and of equal rows of a Delta table, which have one
-    line, any one.
+    The first row by (source, line) does not, if the event was not there before; of equal rows of a
+    Delta table, which have one line, any one is the first.
 
     Parameters
     ----------
@@ -253,14 +255,9 @@ def without(events: DataFrame, repeated: DataFrame) -> tuple[DataFrame, DataFram
     repeated
         Of :func:`duplicates`.
     """
-    alone = events.join(repeated.select("event_id"), "event_id", "left_anti")
-    shared = events.join(repeated, "event_id")
     place = F.row_number().over(Window.partitionBy("event_id").orderBy("source", "line"))
-    shared = shared.withColumn("_place", place)
-    first = ~F.col("known") & (F.col("_place") == 1)
-    names = alone.columns
-    kept = alone.unionByName(shared.where(first).select(*names))
-    return kept, shared.where(~first).select(*names)
+    shared = events.join(repeated, "event_id").withColumn("_place", place)
+    return shared.select(*events.columns, (F.col("known") | (F.col("_place") > 1)).alias("repeats"))
 
 
 def rejects(parsed: DataFrame, repeats: DataFrame) -> DataFrame:

@@ -64,14 +64,16 @@ def read_rows(
     nested
         Those of ``columns`` that may hold lists or records, which are kept as JSON.
     numbers
-        Those in which NaN is a value; elsewhere it is how others write that there is none.
+        Those that are to be numbers, so that NaN is a value of theirs; elsewhere it is how others
+        write that there is none.
     dates
         Those in which a number says nothing, for nobody has said of what unit it is.
 
     Returns
     -------
     DataFrame
-        ``columns``: text, trimmed by nobody; times that Parquet and Delta keep as such stay times.
+        ``columns``: text, trimmed by nobody; times that Parquet and Delta keep as such stay times,
+        and doubles among ``numbers`` stay doubles.
         ``_raw``: the row as delivered, as JSON where it was no text. ``_source``: its number in
         table ``files``; ``_line``, from 0; ``_reason``: ``malformed``, ``bad_encoding`` or null.
 
@@ -103,6 +105,17 @@ def read_lines(
 ) -> DataFrame:
     """Return the lines of text files that are not empty: ``value`` and their place and reason."""
     return _numbered_lines(spark, source, deliveries).lines
+
+
+def once(df: DataFrame, name: str, column: Column) -> DataFrame:
+    """Add a column that is computed once a row, however many expressions and filters read it.
+
+    Spark copies an expression to all its uses, which parses a line anew for each of its fields; it
+    does not look through the generator that the column is put in here.
+    """
+    # Computed in a projection of its own, which Spark compiles; a generator's own input it may not.
+    made = df.withColumn("_made", column)
+    return made.withColumn(name, F.explode(F.array("_made"))).drop("_made")
 
 
 # -- text -----------------------------------------------------------------------------------------
@@ -215,7 +228,7 @@ def _text_rows(
         parsed = F.from_csv("value", F.lit(ddl), options)
         if source.fields is None:
             lines = lines.where(F.col(LINE) > 0)
-    lines = _once(lines, "_fields", parsed)
+    lines = once(lines, "_fields", parsed)
     malformed = F.col("_fields").isNull() | F.col("_fields").getField("_malformed").isNotNull()
     values = {name: F.col("_fields").getField(field) for name, field in place.items()}
     if source.format == "jsonl":
@@ -238,17 +251,6 @@ def _text_rows(
         LINE,
         F.coalesce(REASON, F.when(malformed, F.lit(MALFORMED))).alias(REASON),
     )
-
-
-def _once(df: DataFrame, name: str, column: Column) -> DataFrame:
-    """Add a column that is computed once a row, however many expressions and filters read it.
-
-    Spark copies an expression to all its uses, which parses a line anew for each of its fields; it
-    does not look through the generator that the column is put in here.
-    """
-    # Computed in a projection of its own, which Spark compiles; a generator's own input it may not.
-    made = df.withColumn("_made", column)
-    return made.withColumn(name, F.explode(F.array("_made"))).drop("_made")
 
 
 def _header(heads: dict[str, str], source: Source) -> list[str]:
@@ -286,12 +288,12 @@ def _json_kind(name: str, text: Column) -> Column:
     return F.when(text.rlike(_JSON_UNCLEAR), F.schema_of_variant(parsed.getItem(name)))
 
 
-def _json_scalar(name: str, text: Column, nan_is_a_value: bool) -> Column:
+def _json_scalar(name: str, text: Column, is_number: bool) -> Column:
     """Return a text or number of JSON as text; whole numbers are written as integers."""
     # Spark writes these words, which are no JSON, with the quotes of a text.
     special = text.isin('"NaN"', '"Infinity"', '"-Infinity"')
     text = F.when(special, F.translate(text, '"', "")).otherwise(text)
-    if nan_is_a_value:
+    if is_number:
         return text
     number = text.try_cast("double")
     whole = (number == F.floor(number)) & (F.abs(number) <= _EXACT[T.DoubleType])
@@ -516,9 +518,9 @@ _EXACT: dict[type[T.DataType], float] = {T.DoubleType: 2.0**53, T.FloatType: 2.0
 
 
 def _as_text(
-    name: str, kind: T.DataType, source: Source, may_nest: bool, nan_is_a_value: bool
+    name: str, kind: T.DataType, source: Source, may_nest: bool, is_number: bool
 ) -> Column:
-    """Return a typed column as text; times stay times.
+    """Return a typed column as text; times stay times, and doubles that are asked for as such.
 
     Whole floating-point numbers are written as integers: pandas turns integers beside a missing one
     into such.
@@ -526,10 +528,12 @@ def _as_text(
     column = column_of(name)
     if isinstance(kind, T.TimestampType | T.TimestampNTZType | T.DateType):
         return column.cast("timestamp")
+    if is_number and isinstance(kind, T.DoubleType):
+        return column
     if type(kind) in _EXACT:
         whole = (column == F.floor(column)) & (F.abs(column) <= _EXACT[type(kind)])
         text = F.when(whole, column.cast("bigint").cast("string")).otherwise(column.cast("string"))
-        return text if nan_is_a_value else F.when(~F.isnan(column), text)
+        return text if is_number else F.when(~F.isnan(column), text)
     if isinstance(kind, T.BinaryType):
         return F.try_validate_utf8(column.cast("string"))
     if not isinstance(kind, T.ArrayType | T.MapType | T.StructType):

@@ -26,7 +26,7 @@ from recs.data.files import (
     new_deliveries,
     order_of_sources,
 )
-from recs.data.ingest import REASONS, TooManyRejects, duplicates, parse, without
+from recs.data.ingest import REASONS, TooManyRejects, duplicates, parse, told_apart
 from recs.data.sources import RAW, REASON, micros_of, read_rows
 from recs.schema import TABLES
 from recs.session import settings
@@ -80,7 +80,10 @@ def kept(parsed: DataFrame, earlier: DataFrame | None = None) -> tuple[list[Row]
     """Return the events without repeats, and these."""
     good = parsed.where(f"{REASON} IS NULL")
     repeated = duplicates(good, earlier, has_times=good.where("timestamp IS NULL").isEmpty())
-    once, again = without(good, repeated)
+    alone = good.join(repeated, "event_id", "left_anti")
+    shared = told_apart(good, repeated)
+    once = alone.unionByName(shared.where("NOT repeats").drop("repeats"))
+    again = shared.where("repeats").drop("repeats")
     return once.orderBy("source", "line").collect(), again.orderBy("source", "line").collect()
 
 
