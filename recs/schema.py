@@ -130,8 +130,8 @@ def _table(*columns: Column, name: str, comment: str, **options: object) -> Tabl
     return Table(name, comment, (*columns, _RUN_ID), **options)  # type: ignore[arg-type]
 
 
-#: Of tables that lose some of their rows: those are marked as gone, and the files that hold them are
-#: not written anew.
+#: Of tables that lose some of their rows: these are marked as gone, and the files that hold them
+#: are not written anew.
 _ROWS_DELETED = {"delta.enableDeletionVectors": "true"}
 
 _ALL = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def test_any_order_ends_as_one_delivery_or_is_refused(
     assert told.keys() == refused.keys()
     for stage, message in refused.items():
         assert message in told[stage]
+    assert warehouse.end() == at_once
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(4))
+def test_orders_by_chance_end_as_one_delivery_or_are_refused(
+    at_once: dict[str, list[str]], tmp_path: Path, seed: int
+) -> None:
+    order = [*IN_ORDER, "export", *IN_ORDER, "export", "ingest"]
+    random.Random(seed).shuffle(order)
+    warehouse = Warehouse(tmp_path)
+    warehouse.refused(*order)
     assert warehouse.end() == at_once
 
 
