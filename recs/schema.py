@@ -193,7 +193,7 @@ _ALL = (
         _SOURCE,
         Column("line", "bigint", "line or row in the source, from 0", nullable=False),
         name="events",
-        comment="Accepted events as delivered, append-only",
+        comment="Accepted events as delivered; no run removes those of another",
         scope="lake",
         checks={
             "value_in_range": f"value IS NULL OR (value >= 0 AND value <= {MAX_VALUE})",

@@ -126,7 +126,6 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
         Columns of table ``events`` but ``run_id``, ``_raw`` and ``_reason``.
     """
     names, given = source.columns, _roles(source)
-    kinds = {role: rows.schema[name].dataType for role, name in given.items()}
 
     def text(role: str) -> Column:
         if role not in given:
@@ -135,10 +134,9 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
 
     time = F.lit(None).cast("timestamp")
     if "timestamp" in given:
-        typed = isinstance(kinds["timestamp"], T.TimestampType)
+        typed = isinstance(rows.schema[given["timestamp"]].dataType, T.TimestampType)
         time = column_of(given["timestamp"]) if typed else _time(text("timestamp"), source)
-    typed = isinstance(kinds.get("weight"), T.DoubleType)
-    value = column_of(given["weight"]) if typed else text("weight").try_cast("double")
+    value = text("weight").try_cast("double")
     event = {
         "user": text("user"),
         "item": text("item"),
@@ -147,9 +145,15 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
         "event_type": text("event_type"),
         "value": value,
     }
-    no_value = F.lit(False) if typed else text("weight").isNotNull() & value.isNull()
+    no_value = text("weight").isNotNull() & value.isNull()
     fields = [column.alias(name) for name, column in event.items()]
-    rows = once(rows, "_event", F.struct(*fields, no_value.alias("no_value")))
+    # Without the data's own columns, whose names may be any.
+    rows = rows.select(
+        F.struct(*fields, no_value.alias("no_value")).alias("_parsed"),
+        _context(names.context).alias("context"),
+        *(SOURCE, LINE, RAW, REASON),
+    )
+    rows = once(rows, "_event", F.col("_parsed"))
     parsed = {name: F.col("_event").getField(name) for name in event}
     kind = F.coalesce(parsed["event_type"], F.lit(events.default_type))
     value = parsed["value"]
@@ -178,7 +182,7 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
     return rows.select(
         _event_id(parsed, by_line=by_line).alias("event_id"),
         *[column.alias(name) for name, column in parsed.items()],
-        _context(names.context).alias("context"),
+        "context",
         F.lit(source.held_out).cast("string").alias("held_out"),
         F.col(SOURCE).alias("source"),
         F.col(LINE).alias("line"),
@@ -261,16 +265,18 @@ def told_apart(events: DataFrame, repeated: DataFrame) -> DataFrame:
 
 
 def rejects(parsed: DataFrame, repeats: DataFrame) -> DataFrame:
-    """Return the rows of :func:`parse` that were rejected, and those at the places of repeats.
+    """Return the rows of :func:`parse` that were rejected, and those of repeats as ``duplicate``.
 
-    ``repeats`` has ``source`` and ``line`` of a few rows, which get the reason ``duplicate``.
+    ``repeats`` has ``source`` and ``line`` of a few rows. Equal rows of a Delta table have one
+    line: as many of them are returned as it has rows of that line.
     """
-    places = F.broadcast(
-        repeats.select("source", "line").distinct().withColumn("_repeats", F.lit(1))
-    )
-    marked = parsed.join(places, ["source", "line"], "left")
-    reason = F.coalesce(REASON, F.when(F.col("_repeats").isNotNull(), F.lit(DUPLICATE)))
-    return marked.withColumn(REASON, reason).where(F.col(REASON).isNotNull())
+    places = repeats.groupBy("source", "line").agg(F.count("*").alias("_repeats"))
+    marked = parsed.join(F.broadcast(places), ["source", "line"], "left")
+    marked = marked.where(F.col(REASON).isNotNull() | F.col("_repeats").isNotNull())
+    place = F.row_number().over(Window.partitionBy("source", "line").orderBy(RAW))
+    marked = marked.withColumn("_place", place)
+    marked = marked.where(F.col(REASON).isNotNull() | (F.col("_place") <= F.col("_repeats")))
+    return marked.withColumn(REASON, F.coalesce(REASON, F.lit(DUPLICATE)))
 
 
 def quarantined(rejected: DataFrame, files: DataFrame) -> DataFrame:

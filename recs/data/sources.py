@@ -72,8 +72,7 @@ def read_rows(
     Returns
     -------
     DataFrame
-        ``columns``: text, trimmed by nobody; times that Parquet and Delta keep as such stay times,
-        and doubles among ``numbers`` stay doubles.
+        ``columns``: text, trimmed by nobody; times that Parquet and Delta keep as such stay times.
         ``_raw``: the row as delivered, as JSON where it was no text. ``_source``: its number in
         table ``files``; ``_line``, from 0; ``_reason``: ``malformed``, ``bad_encoding`` or null.
 
@@ -520,7 +519,7 @@ _EXACT: dict[type[T.DataType], float] = {T.DoubleType: 2.0**53, T.FloatType: 2.0
 def _as_text(
     name: str, kind: T.DataType, source: Source, may_nest: bool, is_number: bool
 ) -> Column:
-    """Return a typed column as text; times stay times, and doubles that are asked for as such.
+    """Return a typed column as text; times stay times.
 
     Whole floating-point numbers are written as integers: pandas turns integers beside a missing one
     into such.
@@ -528,8 +527,6 @@ def _as_text(
     column = column_of(name)
     if isinstance(kind, T.TimestampType | T.TimestampNTZType | T.DateType):
         return column.cast("timestamp")
-    if is_number and isinstance(kind, T.DoubleType):
-        return column
     if type(kind) in _EXACT:
         whole = (column == F.floor(column)) & (F.abs(column) <= _EXACT[type(kind)])
         text = F.when(whole, column.cast("bigint").cast("string")).otherwise(column.cast("string"))
