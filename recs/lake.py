@@ -217,13 +217,15 @@ class Lake:
     def delete(self, name: str, keys: DataFrame, among: Column | None = None) -> None:
         """Delete, in one Delta commit, the rows whose value of ``keys``' one column is in it.
 
-        ``among`` is a condition on the table's other columns that they have to meet.
+        ``among`` is a condition on the table's columns that they have to meet.
         """
         (key,) = keys.columns
-        same = F.col(f"kept.{key}") == F.col(f"gone.{key}")
+        # Under a name of its own, so that columns of the condition are the table's.
+        gone = keys.select(F.col(key).alias("_gone"))
+        same = F.col(key) == F.col("_gone")
         if among is not None:
             same = same & among
-        merge = self.delta(name).alias("kept").merge(keys.alias("gone"), same)
+        merge = self.delta(name).merge(gone, same)
         merge.whenMatchedDelete().execute()
 
     def restore(self, name: str, version: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recs import attempts, schema
 from recs.lake import Lake, LakeError, Location
@@ -183,6 +184,19 @@ def test_replaced_rows_are_gone_and_the_others_stay(lake: Lake) -> None:
         second.replace("user_positives", positives(lake, 1, 3, item=6), gone)
         assert wanted(lake) == {0: [5], 1: [5], 2: [5]}  # until it commits
     assert wanted(lake) == {0: [5], 1: [6], 2: [5], 3: [6]}
+
+
+def test_a_run_replaces_some_of_its_own_rows(lake: Lake) -> None:
+    with run(lake) as first:
+        first.write("user_positives", positives(lake, 0, 1, item=5))
+    with run(lake, "r2") as second:
+        second.write("user_positives", positives(lake, 0, 2, 3, item=6), "append")
+        gone = lake.spark.createDataFrame([(0,), (2,), (3,)], "user_id int")
+        own = F.col("user_id") < 3
+        second.replace("user_positives", positives(lake, 2, item=7), gone, own=own)
+    assert wanted(lake) == {0: [5], 1: [5], 2: [7], 3: [6]}
+    newest = Ledger(lake).newest("stage")
+    assert newest is not None and newest.rows == {"backtest/user_positives": 2}
 
 
 @pytest.mark.parametrize("users", [[7], []])

@@ -293,10 +293,31 @@ def test_quotes_within_quotes_are_doubled(spark: SparkSession, write: Callable[.
 
 def test_equal_rows_of_a_delta_table_are_one_event(spark: SparkSession, tmp_path: Path) -> None:
     row = ("a", "b", datetime(2025, 1, 1), "view", 1.0)
-    df = spark.createDataFrame([row, row], "u string, i string, t timestamp, e string, w double")
+    rows = [row, row, row, (None, *row[1:])]
+    df = spark.createDataFrame(rows, "u string, i string, t timestamp, e string, w double")
     df.repartition(2).write.format("delta").save(str(tmp_path / "t"))
-    once, again = kept(read(spark, events_of(tmp_path / "t", format="delta")))
-    assert (len(once), len(again)) == (1, 1)
+    parsed = read(spark, events_of(tmp_path / "t", format="delta"))
+    once, again = kept(parsed)
+    assert (len(once), len(again)) == (1, 2)
+    # What is put aside is what was rejected, and of equal rows those that repeat one.
+    repeats = spark.createDataFrame([(r.source, r.line) for r in again], "source int, line bigint")
+    rejected = ingest.rejects(parsed, repeats)
+    assert reasons(rejected) == {"duplicate": 2, "null_user": 1}
+    few = repeats.limit(1)
+    assert reasons(ingest.rejects(parsed, few)) == {"duplicate": 1, "null_user": 1}
+
+
+def test_one_column_may_play_several_roles(spark: SparkSession, tmp_path: Path) -> None:
+    schema = "u string, i string, t timestamp, w double, _event string, _made string"
+    rows = [("a", "b", datetime(2025, 1, 1), 5.0, "x", "y")]
+    spark.createDataFrame(rows, schema).write.parquet(str(tmp_path / "t"))
+    columns = COLUMNS | {"event_type": "w", "context": ["w", "_event", "_made"]}
+    source = {"path": str(tmp_path / "t"), "format": "parquet", "columns": columns}
+    (event,) = accepted(
+        read(spark, Events.model_validate({"sources": [source], "types": {"5": {}, "view": {}}}))
+    )
+    assert (event.event_type, event.value) == ("5", 5.0)
+    assert event.context == {"w": "5", "_event": "x", "_made": "y"}
 
 
 @pytest.mark.parametrize("form", ["parquet", "delta"])
