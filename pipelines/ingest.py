@@ -172,11 +172,11 @@ def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tup
     kept, repeats = written, added.limit(0)
     if not repeated.isEmpty():
         shared = job.persist(ingest.told_apart(added.drop("run_id"), repeated))
-        once, again = (shared.where(which).drop("repeats") for which in ("not repeats", "repeats"))
+        again = shared.where("repeats")
         kept -= again.count()
         repeats = again.orderBy("source", "line").limit(ingest.KEPT_DUPLICATES)
-        ids = repeated.select("event_id")
-        run.replace("events", once, gone=ids, own=F.col("source") >= new[0].source)
+        first, ids = shared.where("not repeats").drop("repeats"), repeated.select("event_id")
+        run.replace("events", first, gone=ids, own=F.col("source") >= new[0].source)
     if rejected.get["rows"] or kept < written:
         _put_aside(job, ingest.rejects(parsed, repeats), "source", "line", new)
     return kept, written - kept

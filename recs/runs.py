@@ -499,7 +499,8 @@ class Run:
             self.lake.delete(name, gone, among)
         for commit in self._own_commits(name, after=output.last):  # none where no row matches
             output.last = commit.version
-            output.rows -= commit.deleted if own is not None else 0
+            if own is not None:
+                output.rows -= commit.deleted
         return self.write(name, df, "append")
 
     def write_all(self, tables: Mapping[str, DataFrame], how: Write = "overwrite") -> None:

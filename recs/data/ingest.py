@@ -136,16 +136,15 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
     if "timestamp" in given:
         typed = isinstance(rows.schema[given["timestamp"]].dataType, T.TimestampType)
         time = column_of(given["timestamp"]) if typed else _time(text("timestamp"), source)
-    value = text("weight").try_cast("double")
     event = {
         "user": text("user"),
         "item": text("item"),
         "timestamp": time,
         "position": text("position").try_cast("bigint"),
         "event_type": text("event_type"),
-        "value": value,
+        "value": text("weight").try_cast("double"),
     }
-    no_value = text("weight").isNotNull() & value.isNull()
+    no_value = text("weight").isNotNull() & event["value"].isNull()
     fields = [column.alias(name) for name, column in event.items()]
     # Without the data's own columns, whose names may be any.
     rows = rows.select(
@@ -169,11 +168,11 @@ def parse(rows: DataFrame, source: EventSource, events: Events, *, now: datetime
         "weight_too_large": value > MAX_VALUE,
     }
     if "timestamp" in given:
+        time, latest = parsed["timestamp"], now + timedelta(hours=events.allowed_skew_hours)
         holds |= {
-            "bad_time": parsed["timestamp"].isNull(),
-            "time_before_floor": parsed["timestamp"] < moment_of(events.floor),
-            "future_time": parsed["timestamp"]
-            > moment_of(now + timedelta(hours=events.allowed_skew_hours)),
+            "bad_time": time.isNull(),
+            "time_before_floor": time < moment_of(events.floor),
+            "future_time": time > moment_of(latest),
         }
     if "position" in given:
         holds["bad_position"] = parsed["position"].isNull()

@@ -64,8 +64,7 @@ def read_rows(
     nested
         Those of ``columns`` that may hold lists or records, which are kept as JSON.
     numbers
-        Those that are to be numbers, so that NaN is a value of theirs; elsewhere it is how others
-        write that there is none.
+        Those in which NaN is a value; elsewhere it is how others write that there is none.
     dates
         Those in which a number says nothing, for nobody has said of what unit it is.
 
@@ -287,12 +286,12 @@ def _json_kind(name: str, text: Column) -> Column:
     return F.when(text.rlike(_JSON_UNCLEAR), F.schema_of_variant(parsed.getItem(name)))
 
 
-def _json_scalar(name: str, text: Column, is_number: bool) -> Column:
+def _json_scalar(name: str, text: Column, nan_is_a_value: bool) -> Column:
     """Return a text or number of JSON as text; whole numbers are written as integers."""
     # Spark writes these words, which are no JSON, with the quotes of a text.
     special = text.isin('"NaN"', '"Infinity"', '"-Infinity"')
     text = F.when(special, F.translate(text, '"', "")).otherwise(text)
-    if is_number:
+    if nan_is_a_value:
         return text
     number = text.try_cast("double")
     whole = (number == F.floor(number)) & (F.abs(number) <= _EXACT[T.DoubleType])
@@ -517,7 +516,7 @@ _EXACT: dict[type[T.DataType], float] = {T.DoubleType: 2.0**53, T.FloatType: 2.0
 
 
 def _as_text(
-    name: str, kind: T.DataType, source: Source, may_nest: bool, is_number: bool
+    name: str, kind: T.DataType, source: Source, may_nest: bool, nan_is_a_value: bool
 ) -> Column:
     """Return a typed column as text; times stay times.
 
@@ -530,7 +529,7 @@ def _as_text(
     if type(kind) in _EXACT:
         whole = (column == F.floor(column)) & (F.abs(column) <= _EXACT[type(kind)])
         text = F.when(whole, column.cast("bigint").cast("string")).otherwise(column.cast("string"))
-        return text if is_number else F.when(~F.isnan(column), text)
+        return text if nan_is_a_value else F.when(~F.isnan(column), text)
     if isinstance(kind, T.BinaryType):
         return F.try_validate_utf8(column.cast("string"))
     if not isinstance(kind, T.ArrayType | T.MapType | T.StructType):
