@@ -107,6 +107,24 @@ def test_the_training_set_names_the_versions_it_was_made_of(
     assert versions == {table: str(version) for table, version in done.inputs.items()}
 
 
+def test_a_training_is_validated_by_what_evaluate_measures(
+    finished: tuple[Configure, Lake, dict[str, Any]], tmp_path: Path
+) -> None:
+    configure, lake, _ = finished
+    shutil.copytree(lake.location.root, tmp_path / "lake")
+    given = ("evaluate.split=validation", "evaluate.ks=[10]", "recommend.k=10")
+    config = configure(*GIVEN, f"root={tmp_path}/lake", *given)
+    stages = [STAGES[name] for name in ("fit_popularity", "embed", "recommend", "evaluate")]
+    metrics = run_stages(stages, config, open_lake(config)).document()["metrics"]
+    (measured,) = (
+        row["value"]
+        for row in metrics
+        if (row["model"], row["metric"], row["k"]) == ("sasrec", "ndcg", 10)
+    )
+    (training,) = rows_of(lake, "trainings")
+    assert training["validation"] == pytest.approx(measured, abs=1e-6)
+
+
 @pytest.mark.parametrize("hold_out", [True, False])
 def test_validation_events_are_trained_on_if_nothing_is_held_out(
     finished: tuple[Configure, Lake, dict[str, Any]], tmp_path: Path, hold_out: bool

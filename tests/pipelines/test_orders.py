@@ -30,7 +30,7 @@ DAYS = {2: range(26, 34), 3: range(30, 38), 4: range(2, 40, 3)}
 
 
 class Warehouse:
-    """A lake and its delivery, to which each stage ``ingest`` but the first brings a day."""
+    """A lake and its delivery; each stage ``ingest`` but the first brings a day while there are."""
 
     def __init__(self, folder: Path, *given: str) -> None:
         self.folder = make_delivery(folder / "data")
@@ -41,8 +41,9 @@ class Warehouse:
 
     def run(self, *stages: str) -> None:
         for stage in stages:
-            if stage == "ingest" and self.ingested:
-                deliver(self.folder, *next(self.days))
+            day = next(self.days, None) if stage == "ingest" and self.ingested else None
+            if day is not None:
+                deliver(self.folder, *day)
             self.ingested |= stage == "ingest"
             run_stages([STAGES[stage]], self.config, self.lake)
 
