@@ -26,6 +26,9 @@ MAX_VALUE, MAX_TYPE_WEIGHT = 1e24, 1e6
 #: What stands where a sequence has no item or event type.
 PADDING = -1
 
+#: Columns of table ``sequences``, and of a training set, that hold an array of one entry an event.
+SEQUENCE_ARRAYS = ("items", "event_types", "gaps")
+
 #: Share of a held-out target: which part of a user's history an interaction belongs to.
 SPLITS = ("train", "validation", "test")
 

@@ -31,7 +31,7 @@ KNOWS = {
     "data": {"arrays", "config", "errors", "sampling", "schema", "session", "storage"},
     "slim": {"arrays", "errors", "session", "storage"},
     "ranking": {"arrays", "errors", "sampling", "schema"},
-    "evaluation": {"arrays", "errors", "ranking", "sampling", "schema", "training"},
+    "evaluation": {"arrays", "errors", "ranking", "sampling", "schema"},
     "report": {"evaluation", "storage"},
 }
 

@@ -23,7 +23,7 @@ from recs.arrays.compiling import compiled_once
 from recs.arrays.lists import offsets_of, to_arrow
 from recs.arrays.streams import by_user, last_user, packed, run_starts
 from recs.config import Sequences
-from recs.schema import SPLITS, TABLES
+from recs.schema import SEQUENCE_ARRAYS, SPLITS, TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 _UPTO = ("train", "validation")
 _NO_TIME = -(1 << 40)  # seconds; below any time that Spark knows
 
-_ARRAYS = ("items", "event_types", "gaps")
 _SEQUENCES_SCHEMA = TABLES["sequences"].ddl(
-    "user_id", "upto", "session", "last", "length", *_ARRAYS
+    "user_id", "upto", "session", "last", "length", *SEQUENCE_ARRAYS
 )
 _POSITIVES_SCHEMA = TABLES["user_positives"].ddl("user_id", *SPLITS)
 
@@ -368,7 +367,7 @@ def _rows(windows: _Windows) -> pa.RecordBatch:
             "length": length,
             **{
                 name: to_arrow(offsets, pa.array(array[:entries]))
-                for name, array in zip(_ARRAYS, arrays, strict=True)
+                for name, array in zip(SEQUENCE_ARRAYS, arrays, strict=True)
             },
         }
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recs.training.dataset import ARRAYS
+from recs.schema import SEQUENCE_ARRAYS
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ def shuffled(histories: DataFrame, shuffle: int, seed: int) -> DataFrame:
         Other numbers, other orders.
     """
     events = F.transform(
-        F.arrays_zip(*ARRAYS),
+        F.arrays_zip(*SEQUENCE_ARRAYS),
         lambda event, place: F.struct(
             F.xxhash64(F.lit(seed), F.lit(shuffle), F.col("user_id"), place).alias("key"),
             place.alias("place"),
-            *(event[name].alias(name) for name in ARRAYS),
+            *(event[name].alias(name) for name in SEQUENCE_ARRAYS),
         ),
     )
     sorted_events = histories.withColumn("_events", F.array_sort(events))
-    return sorted_events.withColumns({name: F.col(f"_events.{name}") for name in ARRAYS}).drop(
-        "_events"
-    )
+    return sorted_events.withColumns(
+        {name: F.col(f"_events.{name}") for name in SEQUENCE_ARRAYS}
+    ).drop("_events")
 
 
 def jaccard(lists: DataFrame, others: DataFrame) -> float:

@@ -22,9 +22,8 @@ from recs.training.plan import File
 
 FORMAT = 3
 
-#: Columns of the files, and what a batch holds of them: a number, or an array a row.
+#: Columns of the files that hold a number a row; beside them are ``schema.SEQUENCE_ARRAYS``.
 NUMBERS = ("user_id", "length", "target")
-ARRAYS = ("items", "event_types", "gaps")
 
 #: Folder of the matrix of users and the items that they have wanted.
 POSITIVES_FOLDER = "positives"

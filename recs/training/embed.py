@@ -11,8 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs.arrays.lists import offsets_of, read_column, read_lists, right_aligned, to_arrow
-from recs.schema import PADDING, TABLES
-from recs.training.dataset import ARRAYS
+from recs.schema import PADDING, SEQUENCE_ARRAYS, TABLES
 from recs.training.plan import lengths_up_to
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ _HISTORIES, _ITEMS = 32, 10_000
 
 def newest(sequences: DataFrame, upto: Iterable[str]) -> DataFrame:
     """Return the row of table ``sequences`` with each user's newest events up to these splits."""
-    columns = ["last", "length", *ARRAYS]
+    columns = ["last", "length", *SEQUENCE_ARRAYS]
     known = sequences.where(F.col("upto").isin(*upto))
     # Rows of one user that end with the same event hold the same events.
     best = F.max_by(F.struct(*columns), F.struct("last", "length")).alias("row")
@@ -58,10 +57,12 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
         network = _network(model)
         for batch in batches:
             users, last = read_column(batch, "user_id"), read_column(batch, "last")
-            lists = [read_lists(batch, name) for name in ARRAYS]
+            lists = [read_lists(batch, name) for name in SEQUENCE_ARRAYS]
             longest = int(np.diff(lists[0].offsets).max(initial=1))
             fills = (PADDING, PADDING, 0)
-            arrays = [right_aligned(lists[n], longest, fills[n]) for n in range(len(ARRAYS))]
+            arrays = [
+                right_aligned(lists[n], longest, fills[n]) for n in range(len(SEQUENCE_ARRAYS))
+            ]
             arrays = _known(arrays, network)
             some = (arrays[0] >= 0).any(1)
             if not some.any():
@@ -76,7 +77,7 @@ def user_embeddings(histories: DataFrame, model: str) -> DataFrame:
                 }
             )
 
-    return histories.select("user_id", "last", *ARRAYS).mapInArrow(embed, USER_EMBEDDINGS)
+    return histories.select("user_id", "last", *SEQUENCE_ARRAYS).mapInArrow(embed, USER_EMBEDDINGS)
 
 
 def item_embeddings(spark: SparkSession, model: str) -> DataFrame:

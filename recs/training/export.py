@@ -16,9 +16,9 @@ from recs.arrays.lists import read_lists, right_aligned
 from recs.arrays.matrix import write_csr
 from recs.arrays.streams import whole_runs
 from recs.errors import UserError
-from recs.schema import PADDING
+from recs.schema import PADDING, SEQUENCE_ARRAYS
 from recs.storage import filesystem, join
-from recs.training.dataset import ARRAYS, POSITIVES_FOLDER, Manifest, TrainingSet, write_manifest
+from recs.training.dataset import POSITIVES_FOLDER, Manifest, TrainingSet, write_manifest
 from recs.training.plan import File, lengths_up_to
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _write(
     key = F.xxhash64(F.lit(seed), "user_id", "last")
     keyed = rows.select(
         *numbers,
-        *ARRAYS,
+        *SEQUENCE_ARRAYS,
         bucket.alias("bucket"),
         key.alias("key"),
         F.pmod(key, F.lit(_SLICES)).cast("int").alias("slice"),
@@ -223,7 +223,7 @@ def _table(table: pa.Table, numbers: Sequence[str], length: int) -> pa.Table:
         fields.append(pa.field(name, pa.int32(), nullable=False))
         columns.append(table.column(name).cast(pa.int32()).combine_chunks())
     (batch,) = table.combine_chunks().to_batches()
-    for name in ARRAYS:
+    for name in SEQUENCE_ARRAYS:
         kept = right_aligned(read_lists(batch, name), length, 0 if name == "gaps" else PADDING)
         offsets = np.arange(table.num_rows + 1, dtype=np.int32) * length
         # Without nulls there are fewer levels to decode.

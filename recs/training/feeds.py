@@ -20,8 +20,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from recs.schema import SEQUENCE_ARRAYS
 from recs.storage import filesystem
-from recs.training.dataset import ARRAYS, NUMBERS, Positives, TrainingSet
+from recs.training.dataset import NUMBERS, Positives, TrainingSet
 from recs.training.plan import Plan, Step
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class ArrowReader:
         rows = {}
         for name in self._columns:
             column = table.column(name).combine_chunks()
-            if name in ARRAYS:
+            if name in SEQUENCE_ARRAYS:
                 flat = column.flatten().to_numpy(zero_copy_only=False)
                 rows[name] = flat.reshape(table.num_rows, -1)
             else:
@@ -275,21 +276,21 @@ class Feed:
             # So many of the last events are left out.
             at = length - self.window - spare[:, None] + np.arange(self.window)
             rows = {
-                name: np.take_along_axis(values, at, 1) if name in ARRAYS else values
+                name: np.take_along_axis(values, at, 1) if name in SEQUENCE_ARRAYS else values
                 for name, values in rows.items()
             }
             rows["length"] = np.minimum(rows["length"], self.window)
         return rows
 
     def _empty(self, name: str, size: int, width: int) -> np.ndarray:
-        shape = (size, width) if name in ARRAYS else (size,)
+        shape = (size, width) if name in SEQUENCE_ARRAYS else (size,)
         return np.full(shape, 0 if name == "length" else _PADDING.get(name, -1), np.int32)
 
 
 def columns_of(training_set: TrainingSet, part: str, arrays: Iterable[str]) -> tuple[str, ...]:
     """Return the columns that a part's batches need: its numbers, and these arrays."""
     numbers = [name for name in NUMBERS if name != "target" or part == "validation"]
-    return (*numbers, *(name for name in ARRAYS if name in set(arrays)))
+    return (*numbers, *(name for name in SEQUENCE_ARRAYS if name in set(arrays)))
 
 
 def prefetch(make: Callable[[], Iterator[T]], size: int) -> Iterator[T]:

@@ -33,10 +33,10 @@ from recs.nn.models import build
 from recs.nn.network import Chances, Examples, Histories, SequenceNetwork, Sizes
 from recs.nn.samplers import Places, Previous, UserPositives
 from recs.nn.tables import WHOLE, ShardedTables, Tables, sharded
-from recs.schema import PADDING
+from recs.schema import PADDING, SEQUENCE_ARRAYS
 from recs.storage import join, write_file
 from recs.training.checkpoint import Checkpoint, Shard, load_checkpoint, save_checkpoint
-from recs.training.dataset import ARRAYS, TrainingSet, open_training_set
+from recs.training.dataset import TrainingSet, open_training_set
 from recs.training.feeds import Batch, Feed, columns_of
 from recs.training.model_folder import save_model
 from recs.training.optimizer import (
@@ -211,7 +211,7 @@ class _Trainer:
         items = column("items")
         # Arrays that nobody reads: of one type, and no time between events.
         unread = torch.zeros((), dtype=torch.int64, device=items.device).expand_as(items)
-        others = (column(name) if name in self.arrays else unread for name in ARRAYS[1:])
+        others = (column(name) if name in self.arrays else unread for name in SEQUENCE_ARRAYS[1:])
         return Histories(column("user_id"), items, *others)
 
     def _positives(self, batch: Batch) -> UserPositives:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recs.schema import SEQUENCE_ARRAYS
 from recs.storage import SCHEMES, filesystem
-from recs.training.dataset import ARRAYS, TrainingSet, TrainingSetError, open_training_set
+from recs.training.dataset import TrainingSet, TrainingSetError, open_training_set
 from recs.training.feeds import Batch, Feed, FeedName, PetastormReader, columns_of
 from recs.training.plan import File, Plan
 from tests.training.conftest import LANES, LENGTH, NUM_USERS, histories
@@ -31,7 +32,7 @@ def feed_of(
 ) -> Feed:
     manifest = training_set.manifest
     plan = Plan(manifest.parts[part], manifest.lanes, batch_size, seed=5, shuffle=shuffle)
-    columns = columns_of(training_set, part, ARRAYS)
+    columns = columns_of(training_set, part, SEQUENCE_ARRAYS)
     positives = training_set.positives()
     return Feed(training_set, part, plan, reader, columns, window, rank, num_ranks, positives)
 
