@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import fsspec
@@ -32,6 +31,10 @@ SCHEMES = {
 }
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
+
+#: Scheme, host with login, and path of a URI. What urllib refuses as a URI has to be told too,
+#: without its secrets.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)")
 
 
 class StorageError(UserError):
@@ -55,9 +58,10 @@ def check_uri(uri: str) -> str:
         raise StorageError(
             f"path {redact(uri)!r} has scheme {scheme!r}; use a local path or one of {known}"
         )
-    parts = urlsplit(uri)
+    found = _URI.match(uri)
+    login = found[2].rpartition("@")[0] if found else ""
     # abfss://container@account.dfs.core.windows.net is an address, not a login.
-    if parts.password or (parts.username and scheme not in ("abfss", "abfs")):
+    if ":" in login or (login and scheme not in ("abfss", "abfs")):
         raise StorageError(
             f"path {redact(uri)!r} carries credentials; give them to Spark or the environment"
         )
@@ -66,12 +70,13 @@ def check_uri(uri: str) -> str:
 
 def redact(uri: str) -> str:
     """Return ``uri`` without a user name, password or query, for messages, logs and tables."""
-    parts = urlsplit(uri)
-    if not parts.netloc:
+    found = _URI.match(uri)
+    if found is None:
         return uri
-    keep_user = parts.scheme in ("abfss", "abfs") and not parts.password
-    netloc = parts.netloc if keep_user else parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    scheme, host, path = found.groups()
+    login, _, address = host.rpartition("@")
+    keep_login = scheme.lower() in ("abfss", "abfs") and ":" not in login
+    return f"{scheme}://{host if keep_login else address}{path}"
 
 
 def redact_text(text: str) -> str:

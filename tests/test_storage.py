@@ -62,3 +62,22 @@ def test_a_write_that_fails_leaves_what_was_there(
 )
 def test_names_of_local_files_are_taken_whole(uri: str, path: str) -> None:
     assert storage.filesystem(uri)[1] == path
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("see https://me:secret@host/a?token=x#y now", "see https://host/a now"),
+        ("s3a://key:secret@bucket", "s3a://bucket"),
+        (
+            "abfss://box@account.dfs.core.windows.net/a",
+            "abfss://box@account.dfs.core.windows.net/a",
+        ),
+        ("abfss://box:secret@account/a", "abfss://account/a"),
+        # What is no URI to urllib.
+        ("a row of 'http://[x' and http://me:secret@[y", "a row of 'http://[x' and http://[y"),
+        ("http://me:secret@\u2100.com/a", "http://\u2100.com/a"),
+    ],
+)
+def test_any_text_is_told_without_logins_and_queries(text: str, told: str) -> None:
+    assert storage.redact_text(text) == told
