@@ -69,6 +69,14 @@ def _one_of(names: Collection[str], what: str) -> AfterValidator:
 ModelName = Annotated[str, _one_of(MODEL_NAMES, "model")]
 NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 
+#: Metrics by their length: of rankings at each k and over all of one, of lists at each k, of whole
+#: rankings or judgements.
+_METRICS_OF_RANKS = ("hr", "recall", "precision", "ndcg", "map", "mrr")
+_METRICS_OF_LISTS = ("coverage", "gini", "novelty", "popularity_bias", "diversity")
+_METRICS_WITHOUT_K = ("auc", "accuracy")
+METRIC_NAMES = (*_METRICS_OF_RANKS, *_METRICS_OF_LISTS, *_METRICS_WITHOUT_K)
+MetricName = Annotated[str, _one_of(METRIC_NAMES, "metric")]
+
 
 def _different(values: list[Any]) -> list[Any]:
     """Refuse a value given twice: what it stands for would be made and counted twice."""
@@ -487,14 +495,36 @@ class Recommend(Strict):
     why: Annotated[int, Field(ge=0)] = 3
 
 
+ProtocolName = Literal["full", "uniform100", "popularity100", "given", "relevance"]
+
+
 class Gate(Strict):
-    """A metric that must not fall below a value; a backtest that misses it fails, and says so."""
+    """A metric that must not fall below a value; a backtest that misses it fails, and says so.
+
+    ``k`` is null for ``auc`` and ``accuracy``, and may be for metrics of whole rankings. Metrics of
+    lists are of protocol ``full``, ``accuracy`` of ``relevance``.
+    """
 
     model: ModelName
-    metric: str
-    at_least: float
+    metric: MetricName
+    at_least: Annotated[float, Field(allow_inf_nan=False)]
     k: PositiveInt | None = 10
-    protocol: str = "full"
+    protocol: ProtocolName = "full"
+
+    @model_validator(mode="after")
+    def _k_goes_with_metric(self) -> Gate:
+        if self.metric in _METRICS_WITHOUT_K and self.k is not None:
+            raise ValueError(f"{self.metric} is not measured at a length: give k: null")
+        if self.metric in _METRICS_OF_LISTS and self.k is None:
+            raise ValueError(f"{self.metric} is measured at a length: give k")
+        of_relevance = self.protocol == "relevance"
+        if of_relevance and self.metric not in _METRICS_WITHOUT_K:
+            raise ValueError(f"relevance measures {', '.join(_METRICS_WITHOUT_K)} alone")
+        if self.metric == "accuracy" and not of_relevance:
+            raise ValueError("accuracy is measured of relevance alone: give protocol: relevance")
+        if self.metric in _METRICS_OF_LISTS and self.protocol != "full":
+            raise ValueError(f"{self.metric} is of lists: leave out protocol")
+        return self
 
     @property
     def label(self) -> str:
@@ -515,9 +545,7 @@ class Evaluate(Strict):
     """
 
     split: Literal["validation", "test"] = "test"
-    protocols: Annotated[
-        list[Literal["full", "uniform100", "popularity100", "given", "relevance"]], Different
-    ] = ["full"]
+    protocols: Annotated[list[ProtocolName], Different] = ["full"]
     ks: Annotated[list[PositiveInt], Different] = Field(default=[1, 5, 10, 20], min_length=1)
     ties: Literal["against", "random"] = "against"
     bootstrap: PositiveInt = 200
@@ -639,6 +667,22 @@ class Config(Strict):
                 "evaluate.protocols names 'given', but there are no candidates: give their source, "
                 "or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_are_measured(self) -> Config:
+        for gate in self.evaluate.gates if self.mode == "backtest" else ():
+            asked: dict[str, tuple[Any, list[Any]]] = {
+                "models": (gate.model, self.models),
+                "evaluate.protocols": (gate.protocol, self.evaluate.protocols),
+                "evaluate.ks": (gate.k, [*self.evaluate.ks, None]),
+            }
+            for key, (value, measured) in asked.items():
+                if value not in measured:
+                    raise ValueError(
+                        f"evaluate.gates: {gate.label} is not measured: add {value} to {key}, or "
+                        "leave out the gate"
+                    )
         return self
 
     @model_validator(mode="after")

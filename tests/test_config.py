@@ -82,6 +82,37 @@ def test_mistakes_are_named(file: Path, override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("metric: ndgc", "no metric is called 'ndgc'; the nearest is 'ndcg'"),
+        ("metric: hr, protocol: ful", "key 'evaluate.gates.0.protocol'"),
+        ("metric: hr, at_least: .nan", "key 'evaluate.gates.0.at_least'"),
+        ("metric: hr, k: 15", "hr@15 of slim (full) is not measured: add 15 to evaluate.ks"),
+        ("metric: hr, model: popularity", "add popularity to models"),
+        ("metric: hr, protocol: uniform100", "add uniform100 to evaluate.protocols"),
+        ("metric: auc", "auc is not measured at a length: give k: null"),
+        ("metric: gini, k: null", "gini is measured at a length: give k"),
+        ("metric: gini, protocol: uniform100", "gini is of lists: leave out protocol"),
+        ("metric: accuracy, k: null", "give protocol: relevance"),
+        ("metric: hr, protocol: relevance", "relevance measures auc, accuracy alone"),
+    ],
+)
+def test_a_gate_that_cannot_be_measured_is_refused(file: Path, gate: str, message: str) -> None:
+    given = {"model": "slim", "at_least": 0.1} | yaml.safe_load(f"{{{gate}}}")
+    file.write_text(yaml.safe_dump(MINIMAL | {"models": ["slim"], "evaluate": {"gates": [given]}}))
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    assert message in str(error.value)
+
+
+def test_gates_are_of_backtests(file: Path) -> None:
+    gates = [{"model": "slim", "metric": "mrr", "k": None, "at_least": 0.1}]
+    file.write_text(yaml.safe_dump(MINIMAL | {"models": ["slim"], "evaluate": {"gates": gates}}))
+    assert load(file).evaluate.gates[0].k is None
+    assert load(file, "mode=serve", "models=popularity").mode == "serve"
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("evaluate.split=validation", "trains on the events that evaluate.split: validation ranks"),
