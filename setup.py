@@ -60,7 +60,8 @@ EXTRAS = {
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
-    name="recs",
+    # `recs` is another project on PyPI.
+    name="recs-spark",
     version=VERSION,
     description="Distributed training of recommenders on Spark, Torch and Delta",
     license="Apache-2.0",

@@ -88,7 +88,9 @@ def check_networks(config: Config) -> None:
         from recs.nn.models import read_settings
         from recs.training.loop import read_loss
     except ModuleNotFoundError as error:
-        raise ConfigError(f"training needs {error.name}: pip install 'recs[train]'") from error
+        raise ConfigError(
+            f"training needs {error.name}: pip install 'recs-spark[train]'"
+        ) from error
     for name in networks_of(config):
         network = config.networks[name].network
         for part, read in (("model", partial(read_settings, name)), ("loss", read_loss)):

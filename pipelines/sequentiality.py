@@ -177,7 +177,9 @@ def draw(config: Config, found: Sequence[Loss]) -> str:
     try:
         save(plot_sequentiality(found, config.name), path)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the plot needs {error.name}: pip install 'recs[report]'") from error
+        raise ConfigError(
+            f"the plot needs {error.name}: pip install 'recs-spark[report]'"
+        ) from error
     return path
 
 

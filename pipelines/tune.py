@@ -149,7 +149,9 @@ def check_spaces(config: Config) -> dict[str, Tune]:
     try:
         from recs.training.search import check_space
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the search needs {error.name}: pip install 'recs[tune]'") from error
+        raise ConfigError(
+            f"the search needs {error.name}: pip install 'recs-spark[tune]'"
+        ) from error
     spaces = {}
     for name in networks_of(config):
         key, tuned = f"networks.{name}.tune", config.networks[name]
