@@ -583,6 +583,10 @@ class TunedNetwork(Network):
         return Network(model=self.model, loss=self.loss, training=self.training)
 
 
+#: As Spark's own ``spark.redaction.regex``.
+_SECRET = re.compile(r"secret|password|token|access[.]?key", re.IGNORECASE)
+
+
 def _in_spark(value: Any) -> Any:
     """Return a setting as Spark writes it: ``true``, ``2``."""
     if isinstance(value, bool):
@@ -627,7 +631,15 @@ class Config(Strict):
         """Take numbers, booleans and nested keys: an override ``spark.a.b=2`` nests them."""
         if not isinstance(value, dict):
             return value
-        return {key: _in_spark(setting) for key, setting in leaves(value)}
+        settings = {key: _in_spark(setting) for key, setting in leaves(value)}
+        for key in settings:
+            # They would go onto the JVM's command line, which all users of a machine can read.
+            if _SECRET.search(key):
+                raise ValueError(
+                    f"{key} is a credential: give it by the environment, spark-defaults.conf or a "
+                    "credential provider (hadoop.security.credential.provider.path)"
+                )
+        return settings
 
     @field_validator("models", mode="before")
     @classmethod

@@ -139,6 +139,11 @@ def test_credentials_are_in_no_message(file: Path) -> None:
         assert "TOPSECRET" not in str(error.value) and "key ''" not in str(error.value)
 
 
+def test_credentials_are_not_for_a_command_line(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"spark\.hadoop\.fs\.s3a\.secret\.key is a credential"):
+        load(file, "spark.spark.hadoop.fs.s3a.secret.key=TOPSECRET")
+
+
 def test_spark_takes_numbers_booleans_and_overrides(file: Path) -> None:
     file.write_text(yaml.safe_dump(MINIMAL | {"spark": {"spark.task.resource.gpu.amount": 1}}))
     config = load(file, "spark.spark.sql.shuffle.partitions=400", "spark.spark.x.enabled=false")
