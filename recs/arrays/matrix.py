@@ -15,7 +15,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -49,6 +51,10 @@ _SHARD_ENTRIES = 2**21
 
 #: Seconds after which what nobody has opened again leaves a host's cache.
 _KEPT_SECONDS = 24 * 3600
+
+#: What the cache may hold of its own: arrays by digest, their locks, and what is being built.
+_MAKING = "making-"
+_OWN = re.compile(rf"[0-9a-f]{{32}}(\.lock)?|{_MAKING}.*")
 
 
 class MatrixError(UserError):
@@ -443,7 +449,7 @@ def map_cached(
     with _opening(cache), open(cache / f"{digest}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            making = Path(tempfile.mkdtemp(dir=cache))
+            making = Path(tempfile.mkdtemp(prefix=_MAKING, dir=cache))
             try:
                 build(making)
                 making.rename(target)
@@ -469,8 +475,12 @@ def host_cache() -> Path:
     scratch = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
     cache = Path(scratch or tempfile.gettempdir()) / f"recs-matrices-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
-    if cache.stat().st_uid != os.getuid():
-        raise MatrixError(f"{cache} belongs to another user; set TMPDIR to a folder of your own")
+    # Anybody could have put a link of this name into a shared folder.
+    found = cache.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise MatrixError(
+            f"{cache} is a link, or belongs to another user: set TMPDIR to a folder of your own"
+        )
     return cache
 
 
@@ -494,7 +504,8 @@ def _remove_old(cache: Path, digest: str) -> None:
             return  # somebody is opening something; the next to come will do
         oldest = time.time() - _KEPT_SECONDS
         for path in cache.iterdir():
-            if path.stem in (digest, "compiling") or path.stat().st_mtime >= oldest:
+            ours = _OWN.fullmatch(path.name) and path.stem != digest
+            if not ours or path.lstat().st_mtime >= oldest:
                 continue
             if path.is_dir():
                 shutil.rmtree(path)

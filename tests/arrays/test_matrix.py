@@ -171,8 +171,9 @@ def test_what_nobody_has_opened_for_a_day_leaves_the_cache(
     (of_old,) = folders()
     opened("again")
     (of_again,) = folders() - {of_old}
-    killed = of_old.parent / "killed"  # while it was built
+    killed = of_old.parent / "making-killed"
     killed.mkdir()
+    (of_old.parent / "notes.txt").write_text("of somebody else")
     yesterday = time.time() - 25 * 3600
     for path in of_old.parent.iterdir():
         os.utime(path, (yesterday, yesterday))
@@ -184,6 +185,19 @@ def test_what_nobody_has_opened_for_a_day_leaves_the_cache(
     assert old.tolist() == [0, 1, 2, 3, 4]  # still mapped
     assert opened("again").tolist() == opened("old").tolist() == old.tolist()
     assert made == ["old", "again", "new", "old"]
+    assert (of_old.parent / "notes.txt").exists()
+
+
+def test_a_link_in_a_shared_folder_is_not_taken_for_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPARK_LOCAL_DIRS", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "home").mkdir()
+    (tmp_path / f"recs-matrices-{os.getuid()}").symlink_to(tmp_path / "home")
+    with pytest.raises(MatrixError, match="is a link, or belongs to another user"):
+        map_cached("folder", "", lambda target: None)
+    assert not any((tmp_path / "home").iterdir())
 
 
 def test_the_scratch_space_of_a_spark_worker_is_left_to_spark(
