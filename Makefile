@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11, Java 17 or newer, make and git, and nothing else.
+# `make demo` and `make test` need Python 3.11, Java 17 or 21, make and git, and nothing else.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -93,7 +93,7 @@ $(INSTALLED).bench: $(INSTALLED)
 java:
 	@java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"; \
 	version=$$("$$java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1); \
-	[ "$${version:-0}" -ge 17 ] || { \
-	  echo "Java 17 or newer is missing ($$java: version $${version:-not found}):" \
-	    "install it (Debian: apt-get install openjdk-17-jre-headless)" >&2; \
+	[ "$${version:-0}" -ge 17 ] && [ "$${version:-0}" -lt 23 ] || { \
+	  echo "Java 17 or 21 is missing ($$java: version $${version:-not found}):" \
+	    "install it (Debian: apt-get install openjdk-17-jre-headless), and set JAVA_HOME" >&2; \
 	  exit 1; }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recs.errors import UserError, tell
+from recs.storage import write_file
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -119,8 +120,8 @@ def get_session(
     Raises
     ------
     SessionError
-        If Java is missing or too old, Spark does not start, Delta's classes are not loaded, or the
-        JVM of another's session would pass over files whose names are not ASCII.
+        If Java is missing, too old or too new, Spark does not start, Delta's classes are not
+        loaded, or the JVM of another's session would pass over files whose names are not ASCII.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
@@ -213,8 +214,10 @@ def _require_java() -> None:
         )
     found = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
     version = re.search(r'version "(\d+)', found)
-    if not version or int(version.group(1)) < 17:
-        raise SessionError(f"Java 17 or newer is needed, {java} is: {found.splitlines()[:1]}")
+    # Hadoop asks Java for what is gone since 23 (HADOOP-19212).
+    if not version or not 17 <= int(version.group(1)) < 23:
+        told = found.splitlines()[0] if found else "of no version"
+        raise SessionError(f"Java 17 or 21 is needed, {java} is {told}: set JAVA_HOME to one")
 
 
 def _require_delta(session: SparkSession) -> None:
@@ -283,7 +286,9 @@ def _ivy_home() -> Path:
     home = Path(os.environ.get("RECS_IVY_HOME") or Path.home() / ".ivy2.5.2").absolute()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        (home / _IVY_FILE).write_text(_IVY_SETTINGS)
+        file = home / _IVY_FILE
+        if not file.exists() or file.read_text() != _IVY_SETTINGS:
+            write_file(str(file), _IVY_SETTINGS.encode())  # whole: another start may be reading it
     except OSError as error:
         raise SessionError(
             f"{home}, where Delta's jars are kept, cannot be written ({error.strerror}): "

@@ -18,7 +18,7 @@ KNOWS = {
     "schema": set(),
     "daemon": set(),
     "storage": {"errors"},
-    "session": {"errors"},
+    "session": {"errors", "storage"},
     "arrays": {"errors", "session", "storage"},
     "sampling": {"arrays", "errors"},
     "delta_log": {"storage"},

@@ -73,8 +73,18 @@ def test_wheel_ships_conf_where_it_is_looked_up(tmp_path: Path) -> None:
 def test_missing_java_is_one_line(tmp_path: Path) -> None:
     done = _make("-C", str(ROOT), "java", JAVA_HOME=str(tmp_path))
     assert done.returncode != 0
-    assert "Java 17 or newer is missing" in done.stderr.splitlines()[0]
+    assert "Java 17 or 21 is missing" in done.stderr.splitlines()[0]
     assert "apt-get install" in done.stderr.splitlines()[0]
+
+
+def test_a_java_that_spark_does_not_run_on_is_one_line(tmp_path: Path) -> None:
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    for version, goes in (("11.0.2", False), ("17.0.9", True), ("21", True), ("25.0.1", False)):
+        java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+        java.chmod(0o755)
+        done = _make("-C", str(ROOT), "java", JAVA_HOME=str(tmp_path))
+        assert (done.returncode == 0) == goes, done.stderr
 
 
 def test_wrong_python_is_one_line(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_a_folder_for_jars_that_cannot_be_written_is_named(
         get_session()
 
 
+def test_a_java_that_spark_does_not_run_on_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'openjdk version \"25.0.1\" 2025-10-21' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(SessionError, match=r'Java 17 or 21 is needed, .* version "25\.0\.1"'):
+        get_session()
+
+
 def _session(encoding: str, master: str) -> MagicMock:
     session = MagicMock()
     session.conf.get.return_value = "io.delta.sql.DeltaSparkSessionExtension"
