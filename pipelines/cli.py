@@ -239,7 +239,7 @@ def _load(config: str, overrides: list[str] | None) -> Config:
 
 def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, verbose: bool) -> None:
     from pipelines.evaluate import check_gates
-    from pipelines.run import STAGES, open_lake, run_stages, stages_of
+    from pipelines.run import STAGES, check, open_lake, run_stages, stages_of
 
     set_up_logging(verbose)
     stages = stages_of(config) if stage is None else [STAGES[stage]]
@@ -253,6 +253,7 @@ def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, ver
         if as_json:
             _print_document({"stages": plan})
         return
+    check(stages, config)
     outcome = run_stages(stages, config, open_lake(config, verbose=verbose))
     if outcome.metrics:
         print(_metrics_table(outcome.metrics))

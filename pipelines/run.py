@@ -92,6 +92,20 @@ def open_lake(config: Config, *, verbose: bool = False) -> Lake:
     return Lake(spark, Location(config.root, config.catalog), config.mode)
 
 
+def check(stages: Sequence[Stage], config: Config) -> None:
+    """Refuse what cannot be run, as far as that is told without Spark.
+
+    Raises
+    ------
+    recs.config.ConfigError
+        If stages would read data that is not there, or train networks with settings that cannot be.
+    """
+    if INGEST in stages:
+        config.require_sources()
+    if TRAIN in stages:
+        check_networks(config)
+
+
 def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
     """Run stages in order and return what they did.
 
@@ -103,10 +117,9 @@ def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
     recs.lake.LakeError
         If a stage's inputs are missing or another run is in the way.
     recs.config.ConfigError
-        If networks are to be trained with settings that cannot be; before anything runs.
+        As :func:`check`, before anything runs.
     """
-    if TRAIN in stages:
-        check_networks(config)
+    check(stages, config)
     outcome = Outcome(config.run_id or new_run_id())
     with Progress(lake.spark, outcome.run_id, len(stages)) as progress:
         for stage in stages:

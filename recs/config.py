@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -742,6 +742,27 @@ class Config(Strict):
         values = {key: _pick(whole, key.split(".")) for key in keys}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
+    def require_sources(self) -> None:
+        """Refuse to ingest where a source is missing, or two sources of events read one path.
+
+        The second would find nothing new in it.
+
+        Raises
+        ------
+        ConfigError
+            With the path.
+        """
+        for source in (*self.items, *self.users, *self.candidates):
+            self.locate(source)
+        paths = [self.locate(source) for source in self.events.sources]
+        for number, path in enumerate(paths):
+            first = paths.index(path)
+            if first < number:
+                raise ConfigError(
+                    f"events.sources.{first} and events.sources.{number} both read "
+                    f"{redact(path)}: give each its own files"
+                )
+
     def locate(self, source: Delivery) -> str:
         """Return the path of a source: the first of its alternatives that exists.
 
@@ -817,9 +838,6 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from error
-    for source in (*config.items, *config.users, *config.candidates):
-        config.locate(source)
-    _require_different([config.locate(source) for source in config.events.sources])
     return config
 
 
@@ -891,17 +909,6 @@ def _one_line(error: yaml.YAMLError) -> str:
         return " ".join(str(error).split())
     mark, context = error.problem_mark, f"{error.context}, " if error.context else ""
     return f"{context}{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-
-
-def _require_different(paths: Sequence[str]) -> None:
-    """Refuse a path that two sources of events read: the second would find nothing new in it."""
-    for number, path in enumerate(paths):
-        first = paths.index(path)
-        if first < number:
-            raise ConfigError(
-                f"events.sources.{first} and events.sources.{number} both read {redact(path)}: "
-                "give each its own files"
-            )
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -160,7 +160,7 @@ def test_a_path_is_read_by_one_source_of_events(file: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"events.sources.0 and events.sources.1 both read .*e.csv"
     ):
-        load(file)
+        load(file).require_sources()
 
 
 def test_times_with_a_zone_are_converted(file: Path) -> None:
@@ -225,9 +225,9 @@ def test_missing_file_root_and_data_are_named(file: Path) -> None:
     with pytest.raises(ConfigError, match="add root=FOLDER"):
         load_config(file, [f"data={file.parent}"])
     with pytest.raises(ConfigError, match="give it as data=FOLDER"):
-        load_config(file, ["root=lake"])
+        load_config(file, ["root=lake"]).require_sources()
     with pytest.raises(ConfigError, match="none of these exists: .*e.csv"):
-        load_config(file, ["root=lake", "data=/nowhere"])
+        load_config(file, ["root=lake", "data=/nowhere"]).require_sources()
 
 
 def test_data_without_times_must_say_so(file: Path) -> None:
