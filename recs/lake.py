@@ -208,7 +208,10 @@ class Lake:
     ) -> None:
         """Write ``df`` (all columns of the table, any order) in one Delta commit."""
         columns = [column.name for column in TABLES[name].all_columns]
-        writer = df.select(*columns).write.format("delta").mode(how).options(**(options or {}))
+        # Without a condition, Delta would drop the table's clustering with its rows.
+        all_rows = {"replaceWhere": "true"} if how == "overwrite" else {}
+        writer = df.select(*columns).write.format("delta").mode(how)
+        writer = writer.options(**all_rows, **(options or {}))
         if self.location.catalog is not None:
             writer.saveAsTable(self.address(name))
         else:

@@ -47,6 +47,15 @@ def test_finished_run_is_read_and_traced(lake: Lake) -> None:
     assert {row.run_id for row in lake.load("user_ids").collect()} == {finished.run_id}
 
 
+def test_clustering_outlives_overwrites(lake: Lake) -> None:
+    for run_id in ("r1", "r2"):
+        with run(lake, run_id) as one:
+            assert one.write("user_ids", ids(lake, "a", "b")) == 2
+    detail = lake.delta("user_ids").detail().collect()[0]
+    assert tuple(detail["clusteringColumns"]) == schema.TABLES["user_ids"].cluster_by
+    assert read(lake) == ["a", "b"]
+
+
 def test_unwritten_table_names_the_table(lake: Lake) -> None:
     with pytest.raises(MissingTable, match="user_ids"), run(lake) as first:
         first.read("user_ids")
