@@ -52,10 +52,13 @@ _EVERYWHERE = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(2**31 - 1),
     # The JVM never compiles a method of more than 8,000 bytes: Spark then has to make smaller ones.
     "spark.sql.codegen.hugeMethodLimit": "8000",
+    # Spark's own choice, 12 bytes for Hive of old, is dear to write and has no statistics.
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     # Values that hardly repeat within a page: looking each up in a dictionary only takes time.
     "parquet.enable.dictionary#negatives.list.element": "false",
     "parquet.enable.dictionary#event_id": "false",
     "parquet.enable.dictionary#line": "false",
+    "parquet.enable.dictionary#timestamp": "false",
 }
 
 
