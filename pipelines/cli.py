@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -297,7 +298,16 @@ def _print_rows(rows: list[dict[str, Any]], columns: list[str]) -> None:
 
 
 def _print_document(document: dict[str, Any]) -> None:
-    print(json.dumps(document, default=str), flush=True)
+    print(json.dumps(_without_nan(document), default=str, allow_nan=False), flush=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a document with null for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.recommend import require_lists
-from recs.config import NETWORKS, Config, Gate
+from recs.config import METRICS_OF_LISTS, NETWORKS, Config, ConfigError, Gate
 from recs.data.histories import with_candidates
 from recs.errors import UserError
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
@@ -183,6 +183,30 @@ def _categories(job: Job) -> ItemCategories | None:
     return write_categories(each, join(job.work_folder, "categories"), job.num_items())
 
 
+def require_measured(config: Config) -> None:
+    """Refuse gates on what an evaluation by these settings does not measure.
+
+    Raises
+    ------
+    ConfigError
+        With the gate and the setting.
+    """
+    settings = config.evaluate
+    for gate in settings.gates:
+        asked = [
+            ("models", gate.model, gate.model in config.models),
+            ("evaluate.ks", gate.k, gate.k is None or gate.k in settings.ks),
+        ]
+        if gate.metric not in METRICS_OF_LISTS:  # which are measured under any protocol
+            asked.append(("evaluate.protocols", gate.protocol, gate.protocol in settings.protocols))
+        for key, value, measured in asked:
+            if not measured:
+                raise ConfigError(
+                    f"evaluate.gates: {gate.label} is not measured: add {value} to {key}, or leave "
+                    "out the gate"
+                )
+
+
 def check_gates(config: Config, metrics: list[dict[str, object]]) -> None:
     """Hold the metrics against the gates of the configuration.
 
@@ -196,7 +220,7 @@ def check_gates(config: Config, metrics: list[dict[str, object]]) -> None:
         value = _measured(gate, metrics)
         if value is None:
             failed.append(f"{gate.label} was not measured")
-        elif value < gate.at_least:
+        elif not value >= gate.at_least:  # no number passes none
             failed.append(f"{gate.label} is {value:.4f}, below {gate.at_least:.4f}")
     if failed:
         raise GateFailed("; ".join(failed))
@@ -205,7 +229,8 @@ def check_gates(config: Config, metrics: list[dict[str, object]]) -> None:
 def _measured(gate: Gate, metrics: list[dict[str, object]]) -> float | None:
     for row in metrics:
         if all(row[key] == getattr(gate, key) for key in ("model", "protocol", "metric", "k")):
-            return float(row["value"])  # type: ignore[arg-type]
+            value = row["value"]
+            return None if value is None else float(value)  # type: ignore[arg-type]
     return None
 
 

@@ -89,7 +89,7 @@ def check_networks(config: Config) -> None:
         from recs.training.loop import read_loss
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"training needs {error.name}: pip install 'recs-spark[train]'"
+            f"training needs {error.name}: install recs with its extra 'train'"
         ) from error
     for name in networks_of(config):
         network = config.networks[name].network

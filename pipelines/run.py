@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from pipelines.evaluate import EVALUATE
+from pipelines.evaluate import EVALUATE, require_measured
 from pipelines.examples import NEGATIVES, POSITIVES, SEQUENCES
 from pipelines.ingest import INGEST
 from pipelines.job import Stage, run_stage
@@ -98,12 +98,15 @@ def check(stages: Sequence[Stage], config: Config) -> None:
     Raises
     ------
     recs.config.ConfigError
-        If stages would read data that is not there, or train networks with settings that cannot be.
+        If stages would read data that is not there, train networks with settings that cannot be,
+        or be held to what they do not measure.
     """
     if INGEST in stages:
         config.require_sources()
     if TRAIN in stages:
         check_networks(config)
+    if EVALUATE in stages:
+        require_measured(config)
 
 
 def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:

@@ -178,7 +178,7 @@ def draw(config: Config, found: Sequence[Loss]) -> str:
         save(plot_sequentiality(found, config.name), path)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"the plot needs {error.name}: pip install 'recs-spark[report]'"
+            f"the plot needs {error.name}: install recs with its extra 'report'"
         ) from error
     return path
 

@@ -150,7 +150,7 @@ def check_spaces(config: Config) -> dict[str, Tune]:
         from recs.training.search import check_space
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"the search needs {error.name}: pip install 'recs-spark[tune]'"
+            f"the search needs {error.name}: install recs with its extra 'tune'"
         ) from error
     spaces = {}
     for name in networks_of(config):

@@ -72,9 +72,9 @@ NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 #: Metrics by their length: of rankings at each k and over all of one, of lists at each k, of whole
 #: rankings or judgements.
 _METRICS_OF_RANKS = ("hr", "recall", "precision", "ndcg", "map", "mrr")
-_METRICS_OF_LISTS = ("coverage", "gini", "novelty", "popularity_bias", "diversity")
+METRICS_OF_LISTS = ("coverage", "gini", "novelty", "popularity_bias", "diversity")
 _METRICS_WITHOUT_K = ("auc", "accuracy")
-METRIC_NAMES = (*_METRICS_OF_RANKS, *_METRICS_OF_LISTS, *_METRICS_WITHOUT_K)
+METRIC_NAMES = (*_METRICS_OF_RANKS, *METRICS_OF_LISTS, *_METRICS_WITHOUT_K)
 MetricName = Annotated[str, _one_of(METRIC_NAMES, "metric")]
 
 
@@ -515,14 +515,16 @@ class Gate(Strict):
     def _k_goes_with_metric(self) -> Gate:
         if self.metric in _METRICS_WITHOUT_K and self.k is not None:
             raise ValueError(f"{self.metric} is not measured at a length: give k: null")
-        if self.metric in _METRICS_OF_LISTS and self.k is None:
+        if self.metric in METRICS_OF_LISTS and self.k is None:
             raise ValueError(f"{self.metric} is measured at a length: give k")
         of_relevance = self.protocol == "relevance"
         if of_relevance and self.metric not in _METRICS_WITHOUT_K:
             raise ValueError(f"relevance measures {', '.join(_METRICS_WITHOUT_K)} alone")
         if self.metric == "accuracy" and not of_relevance:
             raise ValueError("accuracy is measured of relevance alone: give protocol: relevance")
-        if self.metric in _METRICS_OF_LISTS and self.protocol != "full":
+        if self.metric == "accuracy" and self.model not in NETWORKS:
+            raise ValueError("accuracy is measured of networks alone, whose scores are logits")
+        if self.metric in METRICS_OF_LISTS and self.protocol != "full":
             raise ValueError(f"{self.metric} is of lists: leave out protocol")
         return self
 
@@ -583,8 +585,18 @@ class TunedNetwork(Network):
         return Network(model=self.model, loss=self.loss, training=self.training)
 
 
-#: As Spark's own ``spark.redaction.regex``.
-_SECRET = re.compile(r"secret|password|token|access[.]?key", re.IGNORECASE)
+#: Settings that hold a secret: Spark's own ``spark.redaction.regex``, and what it leaves out; but
+#: for those that say where one lies, or of what kind it is.
+_SECRET = re.compile(
+    r"secret|password|token|access[.]?key|account[.]key|[.]sas[.]|private[.]key|encryption[.]key",
+    re.IGNORECASE,
+)
+_ABOUT_A_SECRET = re.compile(
+    r"[.-](file|path|type|binding|impl|provider|enabled)([.]|$)|File$|[.]secrets[.]|[.]secretKeyRef[.]"
+)
+_SECRET_VALUE = re.compile(
+    r"://[^\s/?#]*:[^\s@]*@|-D\S*(?:password|secret|token)\S*=", re.IGNORECASE
+)
 
 
 def _in_spark(value: Any) -> Any:
@@ -632,12 +644,13 @@ class Config(Strict):
         if not isinstance(value, dict):
             return value
         settings = {key: _in_spark(setting) for key, setting in leaves(value)}
-        for key in settings:
+        for key, setting in settings.items():
             # They would go onto the JVM's command line, which all users of a machine can read.
-            if _SECRET.search(key):
+            secret = _SECRET.search(key) and not _ABOUT_A_SECRET.search(key)
+            if secret or _SECRET_VALUE.search(str(setting)):
                 raise ValueError(
-                    f"{key} is a credential: give it by the environment, spark-defaults.conf or a "
-                    "credential provider (hadoop.security.credential.provider.path)"
+                    f"{key} holds a credential: give it by the environment, spark-defaults.conf or "
+                    "a credential provider (hadoop.security.credential.provider.path)"
                 )
         return settings
 
@@ -679,22 +692,6 @@ class Config(Strict):
                 "evaluate.protocols names 'given', but there are no candidates: give their source, "
                 "or leave it out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _gates_are_measured(self) -> Config:
-        for gate in self.evaluate.gates if self.mode == "backtest" else ():
-            asked: dict[str, tuple[Any, list[Any]]] = {
-                "models": (gate.model, self.models),
-                "evaluate.protocols": (gate.protocol, self.evaluate.protocols),
-                "evaluate.ks": (gate.k, [*self.evaluate.ks, None]),
-            }
-            for key, (value, measured) in asked.items():
-                if value not in measured:
-                    raise ValueError(
-                        f"evaluate.gates: {gate.label} is not measured: add {value} to {key}, or "
-                        "leave out the gate"
-                    )
         return self
 
     @model_validator(mode="after")
@@ -971,8 +968,10 @@ def _given(problem: Any) -> str:
 
     Either could hold a credential.
     """
-    hidden = isinstance(problem["input"], Mapping) or problem["loc"][:1] in ((), ("spark",))
-    return "" if hidden or problem["type"] == "missing" else f" (given: {problem['input']!r})"
+    value = problem["input"]
+    hidden = isinstance(value, Mapping) or problem["loc"][:1] in ((), ("spark",))
+    value = redact(value.strip()) if isinstance(value, str) else value
+    return "" if hidden or problem["type"] == "missing" else f" (given: {value!r})"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -219,7 +219,8 @@ def _require_java() -> None:
     version = re.search(r'version "(\d+)', found)
     # Hadoop asks Java for what is gone since 23 (HADOOP-19212).
     if not version or not 17 <= int(version.group(1)) < 23:
-        told = found.splitlines()[0] if found else "of no version"
+        lines = [line for line in found.splitlines() if 'version "' in line]
+        told = (lines or found.splitlines() or ["of no version"])[0]
         raise SessionError(f"Java 17 or 21 is needed, {java} is {told}: set JAVA_HOME to one")
 
 

@@ -34,7 +34,10 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 
 #: Scheme, host with login, and path of a URI. What urllib refuses as a URI has to be told too,
 #: without its secrets.
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)")
+_URI = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?)//([^/?#]*)([^?#]*)")
+
+#: Schemes whose host has no port: what follows a colon there is a secret, a slash in it or not.
+_WITHOUT_PORT = ("s3", "s3a", "gs", "abfs", "abfss")
 
 
 class StorageError(UserError):
@@ -48,10 +51,13 @@ def check_uri(uri: str) -> str:
     ------
     StorageError
         If the scheme is not in :data:`SCHEMES`, if the URI carries a user name or password, or if
-        it holds a control character.
+        it holds a control character, or spaces at an end.
     """
-    if not uri or any(ord(c) < 32 for c in uri):
-        raise StorageError(f"path {uri!r} is empty or holds control characters; give a plain path")
+    if not uri or uri != uri.strip() or any(ord(c) < 32 for c in uri):
+        raise StorageError(
+            f"path {redact(uri.strip())!r} is empty, or holds control characters or spaces at an "
+            "end; give a plain path"
+        )
     scheme = _scheme(uri)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES if name)
@@ -59,9 +65,12 @@ def check_uri(uri: str) -> str:
             f"path {redact(uri)!r} has scheme {scheme!r}; use a local path or one of {known}"
         )
     found = _URI.match(uri)
-    login = found[2].rpartition("@")[0] if found else ""
+    host = found[2] if found else ""
+    login = host.rpartition("@")[0]
     # abfss://container@account.dfs.core.windows.net is an address, not a login.
-    if ":" in login or (login and scheme not in ("abfss", "abfs")):
+    if ":" in (host if scheme in _WITHOUT_PORT else login) or (
+        login and scheme not in ("abfss", "abfs")
+    ):
         raise StorageError(
             f"path {redact(uri)!r} carries credentials; give them to Spark or the environment"
         )
@@ -71,12 +80,15 @@ def check_uri(uri: str) -> str:
 def redact(uri: str) -> str:
     """Return ``uri`` without a user name, password or query, for messages, logs and tables."""
     found = _URI.match(uri)
-    if found is None:
+    if found is None or not found[2]:
         return uri
     scheme, host, path = found.groups()
+    if re.search(r":(?!\d+$)[^@]*$", host) and "@" in path:  # a secret that holds a slash
+        host, slash, path = path.rpartition("@")[2].partition("/")
+        path = slash + path
     login, _, address = host.rpartition("@")
-    keep_login = scheme.lower() in ("abfss", "abfs") and ":" not in login
-    return f"{scheme}://{host if keep_login else address}{path}"
+    keep_login = scheme.lower() in ("abfss:", "abfs:") and ":" not in login
+    return f"{scheme}//{host if keep_login else address}{path}"
 
 
 def redact_text(text: str) -> str:

@@ -74,6 +74,10 @@ def test_names_of_local_files_are_taken_whole(uri: str, path: str) -> None:
             "abfss://box@account.dfs.core.windows.net/a",
         ),
         ("abfss://box:secret@account/a", "abfss://account/a"),
+        ("s3a://key:sec/ret@bucket/a", "s3a://bucket/a"),
+        ("hdfs://node:8020/me@home", "hdfs://node:8020/me@home"),
+        # A local name may hold anything.
+        ("file:///data/a#b?c.csv", "file:///data/a#b?c.csv"),
         # What is no URI to urllib.
         ("a row of 'http://[x' and http://me:secret@[y", "a row of 'http://[x' and http://[y"),
         ("http://me:secret@\u2100.com/a", "http://\u2100.com/a"),

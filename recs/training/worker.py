@@ -7,7 +7,6 @@ Spark; both tell a process its rank by the environment. JOB is the URI of a
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import logging
 import os
@@ -93,7 +92,7 @@ if __name__ == "__main__":
     main(sys.argv[1:])
     # DistributedDataParallel keeps its group, and with it Gloo's threads, beyond the group's end. A
     # thread that drops its last tensor when the interpreter is gone aborts a process that is done.
-    atexit._run_exitfuncs()  # what libraries would do at the end, as MLflow's queue
+    logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -13,9 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from pipelines import cli
-from pipelines.evaluate import GateFailed
+from pipelines import cli, run
+from pipelines.evaluate import GateFailed, check_gates
+from recs.config import ConfigError, load_config
 from recs.lake import LakeError
 
 # Processes that are not of a terminal may have been started without Ctrl-C.
@@ -52,6 +54,72 @@ def test_exit_codes(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: ") and lines[-1].endswith(str(error))
     assert (len(lines) > 1) == traceback
+
+
+GATED = {
+    "events": {
+        "sources": [{"path": "e.csv", "columns": {"user": "u", "item": "i", "timestamp": "t"}}]
+    },
+    "models": ["slim"],
+}
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ({"k": 15}, "hr@15 of slim (full) is not measured: add 15 to evaluate.ks"),
+        ({"model": "popularity"}, "add popularity to models"),
+        ({"protocol": "uniform100"}, "add uniform100 to evaluate.protocols"),
+    ],
+)
+def test_a_gate_on_what_is_not_measured_is_refused_where_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: dict[str, object], message: str
+) -> None:
+    """Before Spark starts, by what evaluates; what else a team runs has nothing to do with it."""
+    monkeypatch.setattr(run, "get_session", lambda *_, **__: pytest.fail("Spark is started"))
+    gates = [{"model": "slim", "metric": "hr", "at_least": 0.1} | gate]
+    file = tmp_path / "gated.yaml"
+    file.write_text(yaml.safe_dump(GATED | {"evaluate": {"gates": gates}}))
+    config = load_config(file, ["root=lake"])
+    with pytest.raises(ConfigError) as error:
+        run.check([run.STAGES["evaluate"]], config)
+    assert message in str(error.value)
+    run.check([run.STAGES["recommend"]], config)
+    run.check(run.stages_of(config.model_copy(update={"mode": "serve"}))[1:], config)
+
+
+def test_gates_on_lists_and_whole_rankings_are_measured_under_any_protocol(tmp_path: Path) -> None:
+    gates = [
+        {"model": "slim", "metric": "coverage", "at_least": 0.1},
+        {"model": "slim", "metric": "mrr", "k": None, "protocol": "uniform100", "at_least": 0.1},
+    ]
+    file = tmp_path / "gated.yaml"
+    evaluate = {"gates": gates, "protocols": ["uniform100"]}
+    file.write_text(yaml.safe_dump(GATED | {"evaluate": evaluate}))
+    run.check([run.STAGES["evaluate"]], load_config(file, ["root=lake"]))
+
+
+def test_data_that_is_not_there_is_missed_by_ingest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "get_session", lambda *_, **__: pytest.fail("Spark is started"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(GATED))
+    assert cli.main(["ingest", "--config", str(file), "root=lake"]) == 2
+    assert "give it as data=FOLDER" in capsys.readouterr().err
+    run.check([run.STAGES["recommend"]], load_config(file, ["root=lake"]))
+
+
+def test_a_metric_that_is_no_number_passes_no_gate(tmp_path: Path) -> None:
+    file = tmp_path / "gated.yaml"
+    gates = [{"model": "slim", "metric": "gini", "at_least": 0.0}]
+    file.write_text(yaml.safe_dump(GATED | {"evaluate": {"gates": gates}}))
+    row = {"model": "slim", "metric": "gini", "k": 10, "protocol": "full"}
+    config = load_config(file, ["root=lake"])
+    check_gates(config, [row | {"value": 0.5}])
+    for value, told in ((float("nan"), "is nan"), (None, "was not measured")):
+        with pytest.raises(GateFailed, match=told):
+            check_gates(config, [row | {"value": value}])
 
 
 def _signalled(delivery: Path, root: Path, number: int, due: Callable[[int], bool]) -> list[str]:
