@@ -12,7 +12,7 @@ from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import MODEL_TABLES, MODELS
 from pipelines.recommend import require_lists
-from recs.config import METRICS_OF_LISTS, NETWORKS, Config, ConfigError, Gate
+from recs.config import NETWORKS, Config, ConfigError, Gate
 from recs.data.histories import with_candidates
 from recs.errors import UserError
 from recs.evaluation.lists import ItemCategories, evaluate_lists, write_categories
@@ -23,6 +23,7 @@ from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
 from recs.ranking.scoring import Recommender
+from recs.schema import METRICS_OF_LISTS
 from recs.storage import join
 
 log = logging.getLogger("recs")

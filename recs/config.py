@@ -28,7 +28,12 @@ from pydantic import (
 
 from recs.errors import UserError
 from recs.nn.models import MODELS
-from recs.schema import MAX_TYPE_WEIGHT
+from recs.schema import (
+    MAX_TYPE_WEIGHT,
+    METRICS_OF_LISTS,
+    METRICS_OF_RANKS,
+    METRICS_WITHOUT_K,
+)
 from recs.settings import Strict, leaves
 from recs.storage import (
     StorageError,
@@ -69,13 +74,9 @@ def _one_of(names: Collection[str], what: str) -> AfterValidator:
 ModelName = Annotated[str, _one_of(MODEL_NAMES, "model")]
 NetworkName = Annotated[str, _one_of(NETWORKS, "network")]
 
-#: Metrics by their length: of rankings at each k and over all of one, of lists at each k, of whole
-#: rankings or judgements.
-_METRICS_OF_RANKS = ("hr", "recall", "precision", "ndcg", "map", "mrr")
-METRICS_OF_LISTS = ("coverage", "gini", "novelty", "popularity_bias", "diversity")
-_METRICS_WITHOUT_K = ("auc", "accuracy")
-METRIC_NAMES = (*_METRICS_OF_RANKS, *METRICS_OF_LISTS, *_METRICS_WITHOUT_K)
-MetricName = Annotated[str, _one_of(METRIC_NAMES, "metric")]
+MetricName = Annotated[
+    str, _one_of((*METRICS_OF_RANKS, *METRICS_OF_LISTS, *METRICS_WITHOUT_K), "metric")
+]
 
 
 def _different(values: list[Any]) -> list[Any]:
@@ -512,14 +513,14 @@ class Gate(Strict):
     protocol: ProtocolName = "full"
 
     @model_validator(mode="after")
-    def _k_goes_with_metric(self) -> Gate:
-        if self.metric in _METRICS_WITHOUT_K and self.k is not None:
+    def _is_ever_measured(self) -> Gate:
+        if self.metric in METRICS_WITHOUT_K and self.k is not None:
             raise ValueError(f"{self.metric} is not measured at a length: give k: null")
         if self.metric in METRICS_OF_LISTS and self.k is None:
             raise ValueError(f"{self.metric} is measured at a length: give k")
         of_relevance = self.protocol == "relevance"
-        if of_relevance and self.metric not in _METRICS_WITHOUT_K:
-            raise ValueError(f"relevance measures {', '.join(_METRICS_WITHOUT_K)} alone")
+        if of_relevance and self.metric not in METRICS_WITHOUT_K:
+            raise ValueError(f"relevance measures {', '.join(METRICS_WITHOUT_K)} alone")
         if self.metric == "accuracy" and not of_relevance:
             raise ValueError("accuracy is measured of relevance alone: give protocol: relevance")
         if self.metric == "accuracy" and self.model not in NETWORKS:

@@ -29,6 +29,12 @@ PADDING = -1
 #: Columns of table ``sequences``, and of a training set, that hold an array of one entry an event.
 SEQUENCE_ARRAYS = ("items", "event_types", "gaps")
 
+#: Metrics in table ``metrics``: of rankings, at each k and over the whole; of lists, at each k; of
+#: whole rankings or judgements.
+METRICS_OF_RANKS = ("hr", "recall", "precision", "ndcg", "map", "mrr")
+METRICS_OF_LISTS = ("coverage", "gini", "novelty", "popularity_bias", "diversity")
+METRICS_WITHOUT_K = ("auc", "accuracy")
+
 #: Share of a held-out target: which part of a user's history an interaction belongs to.
 SPLITS = ("train", "validation", "test")
 

@@ -216,11 +216,10 @@ def _require_java() -> None:
             "Java is missing: install Java 17 (Debian: apt-get install openjdk-17-jre-headless)"
         )
     found = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
-    version = re.search(r'version "(\d+)', found)
+    version = re.search(r'^.*version "(\d+).*$', found, re.MULTILINE)
     # Hadoop asks Java for what is gone since 23 (HADOOP-19212).
     if not version or not 17 <= int(version.group(1)) < 23:
-        lines = [line for line in found.splitlines() if 'version "' in line]
-        told = (lines or found.splitlines() or ["of no version"])[0]
+        told = version[0] if version else "of no version"
         raise SessionError(f"Java 17 or 21 is needed, {java} is {told}: set JAVA_HOME to one")
 
 

@@ -29,9 +29,6 @@ from recs.evaluation.ties import (
     tie_groups,
 )
 
-#: Of :func:`user_metrics`, in the order of its columns.
-AT_K = ("hr", "recall", "precision", "ndcg", "map", "mrr")
-
 #: How candidates of the target's score count: ``against`` the model places all of them before it;
 #: ``random`` gives the expectation of each metric over all orders of equal scores
 #: (:mod:`recs.evaluation.ties`). Most papers say nothing of ties; their code leaves equal scores in
@@ -220,7 +217,8 @@ def user_metrics(
     Returns
     -------
     float64[B, S, 6K + 1]
-        For each k the metrics of :data:`AT_K`, then AUC; 0 for a user without such targets.
+        For each k :data:`~recs.schema.METRICS_OF_RANKS`, in that order, then AUC; 0 for a user
+        without such targets.
     """
     num_users = offsets.size - 1
     out = np.zeros((num_users, counted.shape[0], 6 * ks.size + 1))

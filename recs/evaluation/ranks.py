@@ -12,8 +12,8 @@ import pyarrow as pa
 from recs.arrays.lists import offsets_of
 from recs.evaluation.bootstrap import SUMS, Sums, Totals, estimate, replicate_means, total
 from recs.evaluation.grouping import Group, gather_users
-from recs.evaluation.metrics import AT_K, TIES, user_metrics
-from recs.schema import TABLES
+from recs.evaluation.metrics import TIES, user_metrics
+from recs.schema import METRICS_OF_RANKS, TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -203,7 +203,7 @@ def sum_ranks(
     users, groups = gather_users(numbers, _KEYS, columns | dict.fromkeys(flags, "int"))
     cells = total(users.mapInArrow(run, SUMS), replicates)
     sums = _slices(cells, groups, slices, selections)
-    measured = tuple((name, k) for k in (*ks, None) for name in AT_K)
+    measured = tuple((name, k) for k in (*ks, None) for name in METRICS_OF_RANKS)
     return RankTotals(sums, (*measured, ("auc", None)), ties)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from recs.evaluation import metrics
-from recs.evaluation.metrics import AT_K, TIES, user_metrics
+from recs.evaluation.metrics import TIES, user_metrics
+from recs.schema import METRICS_OF_RANKS
 
 INF = float("inf")
 
@@ -33,7 +34,7 @@ def _measured(
     offsets = np.array([0, len(ranks)])
     only = np.array([counted])
     rows = user_metrics(offsets, place, same, every, only, np.array([k]), how == "random")
-    return dict(zip((*AT_K, "auc"), rows[0, 0], strict=True))
+    return dict(zip((*METRICS_OF_RANKS, "auc"), rows[0, 0], strict=True))
 
 
 def test_docstring_examples() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from recs.evaluation import ties
-from recs.evaluation.metrics import AT_K, user_metrics
+from recs.evaluation.metrics import user_metrics
+from recs.schema import METRICS_OF_RANKS
 
 INF = float("inf")
 
@@ -37,7 +38,7 @@ def _of_ranks(
         np.array([k]),
         True,
     )
-    return dict(zip((*AT_K, "auc"), rows[0, 0], strict=True))
+    return dict(zip((*METRICS_OF_RANKS, "auc"), rows[0, 0], strict=True))
 
 
 def _oracle(
