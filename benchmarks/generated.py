@@ -9,11 +9,10 @@ from pathlib import Path
 from memory import PeakMemory
 
 from pipelines.resources import conf_folder
-from pipelines.run import STAGES, open_lake, run_stages
+from pipelines.run import open_lake, run_stages, stages_named
 from recs.config import Config, load_config
 from recs.data.synthetic import SyntheticConfig, generate, write
 from recs.lake import Lake
-from recs.runs import Ledger
 from recs.session import get_session
 
 
@@ -47,8 +46,6 @@ def run_measured(
     seconds, peaks = {}, {}
     for name in names:
         with PeakMemory() as memory:
-            run_stages([STAGES[name]], config, lake)
-        done = Ledger(lake).newest(name)
-        assert done is not None
-        seconds[name], peaks[name] = round(done.seconds, 2), memory.gib
+            outcome = run_stages(stages_named(config, name), config, lake)
+        seconds[name], peaks[name] = round(sum(outcome.seconds.values()), 2), memory.gib
     return lake, seconds, peaks

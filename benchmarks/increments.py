@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 
 from recs.data.synthetic import SyntheticConfig
 from recs.lake import Lake
-from recs.runs import Ledger
+from recs.ledger import Ledger
 
 PREPARE = ("ingest", "vocabulary", "split", "sequences", "positives")
 TABLES = (
@@ -84,7 +84,7 @@ def main() -> None:
         (raw / name).rename(held / name)
 
     config = configure(work)
-    _, first, _ = run_measured(config, [*PREPARE, "fit_slim"])
+    _, first, _ = run_measured(config, [*PREPARE, "fit/slim"])
     daily = []
     for name in folders[-ONE_BY_ONE:]:
         (held / name).rename(raw / name)
@@ -92,9 +92,9 @@ def main() -> None:
         daily.append(seconds)
         print(name, seconds, flush=True)
     warm = configure(work, "slim.warm_start=true")
-    _, warm_seconds, _ = run_measured(warm, ["fit_slim"])
+    _, warm_seconds, _ = run_measured(warm, ["fit/slim"])
     warm_fit = fit(lake)
-    _, cold_seconds, _ = run_measured(config, ["fit_slim"])
+    _, cold_seconds, _ = run_measured(config, ["fit/slim"])
     cold_fit = fit(lake)
 
     at_once, whole, _ = run_measured(configure(work, f"root={work}/at_once"), PREPARE)
@@ -115,8 +115,8 @@ def main() -> None:
         "day_seconds": day,
         "rebuild_seconds": rebuild,
         "at_once_seconds": whole,
-        "slim_warm": warm_fit | {"seconds": warm_seconds["fit_slim"]},
-        "slim_cold": cold_fit | {"seconds": cold_seconds["fit_slim"]},
+        "slim_warm": warm_fit | {"seconds": warm_seconds["fit/slim"]},
+        "slim_cold": cold_fit | {"seconds": cold_seconds["fit/slim"]},
     }
     ratio = sum(rebuild.values()) / sum(day.values())
     report("increments", figures, {"rebuild_vs_day": ratio}, given)

@@ -24,8 +24,8 @@ STAGES = (
     "sequences",
     "positives",
     "negatives",
-    "fit_popularity",
-    "fit_slim",
+    "fit/popularity",
+    "fit/slim",
     "recommend",
 )
 EVENTS_A_USER, EVENTS_AN_ITEM = 50, 300

@@ -24,7 +24,7 @@ from pyspark.sql import DataFrame
 
 from recs.data.synthetic import SyntheticConfig
 from recs.lake import Lake
-from recs.runs import Ledger
+from recs.ledger import Ledger
 
 LENGTH = 50
 PER_POSITIVE = 4

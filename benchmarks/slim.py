@@ -6,7 +6,7 @@ FOLDER holds ``ml-1m-sasrec/ml-1m.txt.gz`` or is that folder. The training part 
 user's last two events. All contenders minimise the same objective on the same matrix, on two
 threads, each after a run on a small part of it, so that nothing is compiled while the clock runs;
 scikit-learn solves a seeded sample of items, one a thread, and its time is scaled up to all.
-The Spark job is the pipeline's stage ``fit_slim`` on the lake made from the same file.
+The Spark job is the pipeline's stage ``fit/slim`` on the lake made from the same file.
 fastslim and scikit-learn come with the extra ``bench`` (``make bench-slim ARGS=data=FOLDER``).
 """
 
@@ -30,9 +30,9 @@ from pipelines.models import MODELS
 from pipelines.prepare import SPLIT, VOCABULARY
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages
+from recs import readers
 from recs.arrays.matrix import Csr
 from recs.config import load_config
-from recs.runs import Ledger
 from recs.slim import gram, solver
 from recs.slim.gram import Gram
 
@@ -92,7 +92,7 @@ def recs_slim(a: sp.csr_matrix, l1: float, l2: float) -> tuple[sp.csc_matrix, di
 
 
 def spark_job(folder: str, l1: float, l2: float) -> tuple[float, float]:
-    """Run the pipeline's stage ``fit_slim``; return its seconds, committed, and the objective.
+    """Run the pipeline's stage ``fit/slim``; return its seconds, committed, and the objective.
 
     The lake is made before the clock starts, by the stages before it from the same file. The clock
     runs from a Spark session at work to the row in ``runs`` that commits the weights.
@@ -104,7 +104,7 @@ def spark_job(folder: str, l1: float, l2: float) -> tuple[float, float]:
         )
         lake = open_lake(config)
         run_stages([INGEST, VOCABULARY, SPLIT], config, lake)
-        fit = MODELS["slim"].fit
+        (fit,) = MODELS["slim"].fits
         for number in range(WARM_UPS):
             run_stage(fit, lake, config, f"warm-{number}")
         times = []
@@ -112,9 +112,7 @@ def spark_job(folder: str, l1: float, l2: float) -> tuple[float, float]:
             start = time.perf_counter()
             run_stage(fit, lake, config, f"timed-{number}")
             times.append(time.perf_counter() - start)
-        version = Ledger(lake).versions()[lake.key("item_fits")]
-        fits = lake.load("item_fits", version)
-        objective = fits.agg({"objective": "sum"}).collect()[0][0]
+        objective = readers.read(lake, "item_fits").agg({"objective": "sum"}).collect()[0][0]
         lake.spark.stop()
         return sorted(times)[REPEATS // 2], objective
 

@@ -6,11 +6,10 @@
 
 # COMMAND ----------
 
-from pipelines.evaluate import check_gates
+from pipelines.compare import check_gates
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages, stages_of
 from recs.config import load_config
-from recs.runs import Ledger
 
 # COMMAND ----------
 
@@ -32,9 +31,7 @@ outcome = run_stages(stages_of(config), config, lake)
 
 # COMMAND ----------
 
-versions = Ledger(lake).versions()
-table = "metrics" if config.mode == "backtest" else "recommendations"
-display(lake.load(table, versions[lake.key(table)]))
+display(readers.read(lake, "metrics" if config.mode == "backtest" else "recommendations"))
 
 # COMMAND ----------
 

@@ -7,15 +7,18 @@ import math
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from pipelines.progress import set_up_logging
 from pipelines.resources import conf_folder
 from pipelines.signals import Signals
-from recs.config import NETWORKS, Config, ConfigError, load_config
+from recs.config import NETWORKS, Config, load_config
 from recs.errors import tell
+
+if TYPE_CHECKING:
+    from pipelines.job import Stage
 
 app = typer.Typer(
     help="Distributed training of recommenders on Spark, Torch and Delta.",
@@ -35,19 +38,41 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show Spark's and recs' own log.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print stages and tables; touch nothing.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Go on in place of a run that is at work at the stage.")
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option("--select", metavar="STAGE[,...]", help="Only these, as recommend or fit/slim."),
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="STAGE", help="Only this and what comes of it.")
+]
+To = Annotated[
+    str | None, typer.Option("--to", metavar="STAGE", help="Only this and what it comes of.")
+]
 
 
 @app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
+    names: Select = None,
+    start: From = None,
+    end: To = None,
     dry_run: DryRun = False,
+    take_over: TakeOver = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run all stages of a configuration."""
+    """Run all stages of a configuration, or some of them."""
+    from pipelines.graph import select
+    from pipelines.run import stages_of
+
     settings = _load(config, overrides)
-    _run(None, settings, dry_run=dry_run, as_json=as_json, verbose=verbose)
+    asked = [name for given in names or [] for name in given.split(",")]
+    stages = select(stages_of(settings), asked, start, end)
+    _run(stages, settings, dry_run, take_over, as_json=as_json, verbose=verbose)
 
 
 @app.command()
@@ -58,6 +83,7 @@ def demo(
 ) -> None:
     """Generate events with planted structure and run all stages on them, under root=out/demo."""
     from pipelines.demo import make_input
+    from pipelines.run import stages_of
 
     set_up_logging(verbose)
     given = ["root=out/demo", *(overrides or [])]
@@ -65,7 +91,7 @@ def demo(
     raw = str(Path(root.removeprefix("root=")).absolute() / "raw")
     make_input(raw, verbose)
     settings = _load("demo.yaml", [*given, f"data={raw}"])
-    _run(None, settings, dry_run=False, as_json=as_json, verbose=verbose)
+    _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
 
 
 @app.command()
@@ -106,65 +132,45 @@ def tables(
         _print_document({"tables": {row.pop("table"): row for row in listed}})
 
 
-@tune.command("slim")
-def tune_slim(
-    config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
-) -> None:
-    """Search l1 and l2 on validation events, reusing one Gram matrix."""
-    from pipelines.ingest import INGEST
-    from pipelines.prepare import SPLIT, VOCABULARY
-    from pipelines.run import open_lake, read_trials, run_stages
-    from pipelines.tune import TUNE_SLIM
-
-    set_up_logging(verbose)
-    held_out = ["evaluate.split=validation", "export.hold_out=true"]
-    settings = _load(config, [*(overrides or []), *held_out])
-    if settings.mode == "serve":
-        raise ConfigError("mode serve holds nothing out; search with mode=backtest")
-    lake = open_lake(settings, verbose=verbose)
-    outcome = run_stages([INGEST, VOCABULARY, SPLIT, TUNE_SLIM], settings, lake)
-    done = outcome.finished[TUNE_SLIM.name]
-    trials = [trial.pop("settings") | trial for trial in read_trials(lake, done)]
-    _print_rows(trials, ["l1", "l2", "protocol", "metric", "k", "value", "nonzeros", "seconds"])
-    print(f"best: slim.l1={trials[0]['l1']} slim.l2={trials[0]['l2']}")
-    if as_json:
-        _print_document(outcome.document() | {"trials": trials})
-
-
-def _tune_command(name: str) -> None:
+def _tune_command(name: str, summary: str) -> None:
     def command(
         config: ConfigFile,
         overrides: Overrides = None,
+        take_over: TakeOver = False,
         as_json: Json = False,
         verbose: Verbose = False,
     ) -> None:
-        from pipelines.examples import POSITIVES, SEQUENCES
-        from pipelines.ingest import INGEST
-        from pipelines.networks import EXPORT
-        from pipelines.prepare import SPLIT, VOCABULARY
-        from pipelines.run import open_lake, read_trials, run_stages
-        from pipelines.tune import TUNE_NETWORKS, check_spaces
+        from pipelines.graph import in_order, select
+        from pipelines.run import all_stages, check, open_lake, read_trials, run_stages
 
         set_up_logging(verbose)
-        settings = _load(config, [*(overrides or []), f"models={name}"])
-        space = check_spaces(settings)[name].space
+        given = [*(overrides or []), f"models={name}"]
+        if name == "slim":
+            given += ["evaluate.split=validation", "export.hold_out=true"]
+        settings = _load(config, given)
+        stages = select(in_order(all_stages(settings)), end=f"tune/{name}")
+        check(stages, settings)
         lake = open_lake(settings, verbose=verbose)
-        prepared = [INGEST, VOCABULARY, SPLIT, SEQUENCES, POSITIVES, EXPORT]
-        outcome = run_stages([*prepared, TUNE_NETWORKS], settings, lake)
-        done = outcome.finished[TUNE_NETWORKS.name]
-        trials = [trial.pop("settings") | trial for trial in read_trials(lake, done)]
-        _print_rows(trials, [*space, "metric", "k", "value", "seconds"])
-        keys = [f"networks.{name}.{key}" for key in space]
-        print("best: " + " ".join(f"{key}={done.details[key]}" for key in keys))
-        print(f"model: {done.details[name]}")
+        outcome = run_stages(stages, settings, lake, take_over=take_over)
+        done = outcome.finished[f"tune/{name}"]
+        trials = read_trials(lake, done)
+        measured = ("protocol", "metric", "k", "value", "nonzeros", "seconds")
+        columns = [*trials[0]["settings"], *(c for c in measured if trials[0][c] is not None)]
+        trials = [trial.pop("settings") | trial for trial in trials]
+        _print_rows(trials, columns)
+        best = [f"{key}={value}" for key, value in done.details.items() if "." in key]
+        print("best: " + " ".join(best))
+        if "model" in done.details:
+            print(f"model: {done.details['model']}")
         if as_json:
             _print_document(outcome.document() | {"trials": trials})
 
-    tune.command(name, help=f"Search the space that networks.{name}.tune declares.")(command)
+    tune.command(name, help=summary)(command)
 
 
+_tune_command("slim", "Search l1 and l2 on validation events, reusing one Gram matrix.")
 for _name in NETWORKS:
-    _tune_command(_name)
+    _tune_command(_name, f"Search the space that networks.{_name}.tune declares.")
 
 
 @app.command()
@@ -174,14 +180,22 @@ def sequentiality(
     """Tell what is lost when histories are shuffled: frequent sequences, quality of networks."""
     from pipelines.ingest import INGEST
     from pipelines.prepare import SPLIT, VOCABULARY
-    from pipelines.run import open_lake, run_stages
-    from pipelines.sequentiality import SEQUENTIALITY, draw, read_changes, read_losses, summary
+    from pipelines.run import check, open_lake, run_stages
+    from pipelines.sequentiality import (
+        draw,
+        read_changes,
+        read_losses,
+        sequentiality_stage,
+        summary,
+    )
 
     set_up_logging(verbose)
     settings = _load(config, overrides)
+    stages = [INGEST, VOCABULARY, SPLIT, sequentiality_stage(settings.models)]
+    check(stages, settings)
     lake = open_lake(settings, verbose=verbose)
-    outcome = run_stages([INGEST, VOCABULARY, SPLIT, SEQUENTIALITY], settings, lake)
-    done = outcome.finished[SEQUENTIALITY.name]
+    outcome = run_stages(stages, settings, lake)
+    done = outcome.finished["sequentiality"]
     losses = read_losses(lake, done)
     rows = summary(losses)
     _print_rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
@@ -200,13 +214,17 @@ def _stage_command(name: str, summary: str) -> None:
         config: ConfigFile,
         overrides: Overrides = None,
         dry_run: DryRun = False,
+        take_over: TakeOver = False,
         as_json: Json = False,
         verbose: Verbose = False,
     ) -> None:
-        settings = _load(config, overrides)
-        _run(name, settings, dry_run=dry_run, as_json=as_json, verbose=verbose)
+        from pipelines.run import stages_named
 
-    app.command(name.replace("_", "-"), help=summary)(command)
+        settings = _load(config, overrides)
+        stages = stages_named(settings, name)
+        _run(stages, settings, dry_run, take_over, as_json=as_json, verbose=verbose)
+
+    app.command(name, help=summary)(command)
 
 
 #: Stage → help. Kept beside the stages' own list by a test, so that ``--help`` needs no Spark.
@@ -217,13 +235,13 @@ STAGE_COMMANDS = {
     "sequences": "Write the last events of users as arrays.",
     "positives": "Write all items that each user has wanted.",
     "negatives": "Draw the negatives of every positive event.",
-    "fit_popularity": "Count how popular items are.",
-    "fit_slim": "Solve SLIM per item in parallel.",
+    "fit": "Fit popularity and SLIM, those of them that models names.",
     "export": "Write the files that networks are trained on.",
-    "train": "Train networks through TorchDistributor.",
-    "embed": "Write the vectors of users and items that networks have learned.",
-    "recommend": "Write the top items of every user.",
-    "evaluate": "Rank held-out events and measure (mode backtest).",
+    "train": "Train a network through TorchDistributor.",
+    "embed": "Write the vectors of users and items that a network has learned.",
+    "recommend": "Write a model's top items of every user.",
+    "rank": "Rank held-out events by a model and measure it (mode backtest).",
+    "compare": "Compare the models by what rank has measured, and hold them to the gates.",
 }
 for _name, _summary in STAGE_COMMANDS.items():
     _stage_command(_name, _summary)
@@ -238,33 +256,43 @@ def _load(config: str, overrides: list[str] | None) -> Config:
     return load_config(found, overrides)
 
 
-def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, verbose: bool) -> None:
-    from pipelines.evaluate import check_gates
-    from pipelines.run import STAGES, check, open_lake, run_stages, stages_of
+def _run(
+    stages: list[Stage],
+    config: Config,
+    dry_run: bool,
+    take_over: bool,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    from pipelines.compare import check_gates
+    from pipelines.run import check, open_lake, run_stages
 
     set_up_logging(verbose)
-    stages = stages_of(config) if stage is None else [STAGES[stage]]
-    if stage == "evaluate" and config.mode == "serve":
-        raise ConfigError("mode serve holds nothing out; evaluate with mode=backtest")
-    if dry_run:
-        plan = [{"stage": s.name, "reads": list(s.reads), "writes": list(s.writes)} for s in stages]
-        for step in plan:
-            reads, writes = ", ".join(step["reads"]), ", ".join(step["writes"])
-            print(f"{step['stage']}: reads {reads}; writes {writes}")
-        if as_json:
-            _print_document({"stages": plan})
-        return
     check(stages, config)
-    outcome = run_stages(stages, config, open_lake(config, verbose=verbose))
+    if dry_run:
+        _print_plan(stages, as_json)
+        return
+    lake = open_lake(config, verbose=verbose)
+    outcome = run_stages(stages, config, lake, take_over=take_over)
     if outcome.metrics:
         print(_metrics_table(outcome.metrics))
     print(f"run {outcome.run_id}: {sum(outcome.seconds.values()):.1f} s in stages; tables:")
     for name, table in outcome.tables.items():
-        print(f"  {name:<20} version {table['version']:>4}  {table['path']}")
+        print(f"  {name:<26} version {table['version']:>4}  {table['path']}")
     if as_json:
         _print_document(outcome.document())
     if outcome.metrics:
         check_gates(config, outcome.metrics)
+
+
+def _print_plan(stages: list[Stage], as_json: bool) -> None:
+    plan = [{"stage": s.label, "reads": list(s.reads), "writes": list(s.writes)} for s in stages]
+    for step in plan:
+        reads, writes = ", ".join(step["reads"]), ", ".join(step["writes"])
+        print(f"{step['stage']}: reads {reads}; writes {writes}")
+    if as_json:
+        _print_document({"stages": plan})
 
 
 def _metrics_table(metrics: list[dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from recs.config import NETWORKS
 from recs.data.catalogue import as_fitted
 from recs.data.histories import histories
 from recs.ranking.catalogue import ItemCatalogue, write_catalogue
+from recs.schema import part
 from recs.session import settings
 from recs.storage import join
 
@@ -43,7 +44,7 @@ def read_histories(job: Job, values: str = "binary", *, held_out: str | None = N
     )
     if values not in NETWORKS:
         return read
-    embedded = job.read("user_embeddings").where(F.col("model") == values)
+    embedded = job.read(part("user_embeddings", values))
     read = read.join(embedded.select("user_id", "vector"), "user_id", "left")
     unread = F.col("vector").isNull()
     return read.withColumns(

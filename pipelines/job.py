@@ -12,8 +12,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recs.config import Config
 from recs.lake import Lake, LakeError, Write
-from recs.runs import Finished, Ledger, Run
-from recs.schema import TABLES
+from recs.ledger import Finished, Ledger, label
+from recs.runs import Run
+from recs.schema import part, table_of
 
 log = logging.getLogger("recs")
 
@@ -24,10 +25,16 @@ _SETTINGS = "settings"
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage works with: the configuration, and the run that reads and writes its tables."""
+    """What a stage works with: the configuration, and the run that reads and writes its tables.
+
+    Tables that hold models are called by the name of a part, as ``ranks/slim``; a stage that is of
+    a model calls the model's own parts by the table's name alone.
+    """
 
     config: Config
     run: Run
+    #: The model that the stage is of; None of one that is of all.
+    model: str | None = None
     _kept: list[DataFrame] = field(default_factory=list)
 
     @property
@@ -70,7 +77,7 @@ class Job:
         noted = json.loads(made.details.get(_SETTINGS, "{}"))
         return [key for key in keys if noted.get(key) != self.config.hash(key)]
 
-    def require_settings(self, stage: str, keys: Sequence[str]) -> None:
+    def require_settings(self, stage: str, model: str | None, keys: Sequence[str]) -> None:
         """Refuse what a stage has made with other settings than those now given.
 
         Raises
@@ -78,62 +85,72 @@ class Job:
         LakeError
             If its last run has noted another value of one of the keys.
         """
-        made = self.run.newest(stage)
+        made = self.run.newest(stage, model)
         other = [] if made is None else self.other_settings(made, keys)
         if other:
+            name = label(stage, model)
             raise LakeError(
-                f"{stage} was last run with another {', '.join(other)}: run the stage {stage} "
+                f"{name} was last run with another {', '.join(other)}: run the stage {name} "
                 "again, or give the settings that it had"
             )
 
-    def require_fitted(self, stage: str, table: str) -> None:
-        """Refuse models that know the events to be ranked, or fewer than they may.
+    def require_fitted(self, stage: str, model: str, table: str) -> None:
+        """Refuse a model that knows the events to be ranked, or fewer than it may.
 
         Mode serve takes models that were fitted on earlier interactions: they hold nothing out.
 
         Parameters
         ----------
         stage, table
-            The stage that fits them, and the table that it writes them to.
+            The stage that fits it, and the table to whose part it writes it.
 
         Raises
         ------
         LakeError
-            If the stage fitted them on other splits than :attr:`fit_splits`, or for a backtest on
+            If the stage fitted it on other splits than :attr:`fit_splits`, or for a backtest on
             other interactions, of which another part may have been held out.
         """
-        fitted = self.run.newest(stage)
+        fitted = self.run.newest(stage, model)
         if fitted is None:
             return  # what was never fitted has no table, which reading it tells
         if self.splits_of(fitted) != self.fit_splits:
-            split = self.config.evaluate.split
+            split, name = self.config.evaluate.split, label(stage, model)
             raise LakeError(
-                f"{stage} was last run for another evaluate.split than {split}: run it again with "
+                f"{name} was last run for another evaluate.split than {split}: run it again with "
                 f"evaluate.split={split}, and the stages after it"
             )
         if self.config.mode == "backtest":
-            self.run.require_one_generation("interactions", table)
+            self.run.require_one_generation("interactions", part(table, model))
+
+    def name(self, table: str) -> str:
+        """Return a table's full name: of one that holds models, the part of the stage's model."""
+        return part(table, self.model) if self.model and "/" not in table else table
+
+    def has(self, table: str) -> bool:
+        """Tell whether a finished run has written the table."""
+        return self.run.has(self.name(table))
 
     def read(self, table: str) -> DataFrame:
         """Return a table as committed when the run began."""
-        return self.run.read(table)
+        return self.run.read(self.name(table))
 
     def write(self, table: str, df: DataFrame, how: Write = "overwrite") -> int:
         """Write a table, seen by others when the run commits; return the rows written."""
-        return self.run.write(table, df, how)
+        return self.run.write(self.name(table), df, how)
 
     def write_rows(
         self, table: str, rows: Sequence[Mapping[str, Any]], how: Write = "overwrite"
     ) -> int:
         """Write a few rows made here, each with the same of the table's columns by name."""
-        columns = [column for column in TABLES[table].columns if column.name in rows[0]]
+        columns = table_of(self.name(table)).columns
+        columns = tuple(column for column in columns if column.name in rows[0])
         schema = ", ".join(f"{column.name} {column.type}" for column in columns)
         values = [[row[column.name] for column in columns] for row in rows]
         return self.write(table, self.spark.createDataFrame(values, schema), how)
 
     def clear(self, table: str) -> None:
         """Leave no rows of an earlier run where this one has none to write."""
-        if self.run.has(table):
+        if self.has(table):
             rows = self.read(table)
             if not rows.isEmpty():
                 self.write(table, rows.drop("run_id").limit(0))
@@ -141,7 +158,7 @@ class Job:
     def keep(self, *tables: str) -> None:
         """Let tables stand as the stage's last run has written them."""
         for table in tables:
-            self.run.keep(table)
+            self.run.keep(self.name(table))
 
     def persist(self, df: DataFrame) -> DataFrame:
         """Keep what ``df`` computes until the stage ends."""
@@ -177,11 +194,14 @@ class Stage:
     help
         One line.
     reads, writes
-        Tables, for ``--dry-run`` and checks.
+        Names of tables, of models' parts, and of :data:`recs.schema.FOLDERS`. A stage is held to
+        them, and what reads a table comes after what writes it.
     settings
-        Settings it depends on, as ``split`` or ``events.types``; their hash is kept with the run.
+        Settings it depends on, as ``split`` or ``events.types``; the run keeps them.
     shared
         Its tables serve both modes.
+    model
+        The model that it is of; None of a stage of all.
     work
         The step itself.
     """
@@ -193,29 +213,50 @@ class Stage:
     settings: tuple[str, ...]
     work: Callable[[Job], None]
     shared: bool = False
+    model: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The stage as people name it: ``split``, or ``fit/slim``."""
+        return label(self.name, self.model)
 
 
-def run_stage(stage: Stage, lake: Lake, config: Config, run_id: str) -> Finished:
+def run_stage(
+    stage: Stage, lake: Lake, config: Config, run_id: str, *, take_over: bool = False
+) -> Finished:
     """Run a stage and return its committed run; a stage that this run finished is not run again.
 
     Raises
     ------
     LakeError
         If the run finished the stage with other settings; what the stage and the lake raise.
+    recs.attempts.AtWork
+        If another attempt at the stage is at work, and is not to be taken over.
     """
     config_hash = config.hash(*stage.settings)
-    ledger = Ledger(lake)
-    done = ledger.newest(stage.name, run_id)
+    done = Ledger(lake).newest(stage.name, stage.model, run_id=run_id)
     if done is not None:
         if done.config_hash != config_hash:
             raise LakeError(
-                f"run {run_id} has finished {stage.name} with other settings: take another run_id"
+                f"run {run_id} has finished {stage.label} with other settings: take another run_id"
             )
-        log.info("already finished by this run", extra={"stage": stage.name})
+        log.info("already finished by this run", extra={"stage": stage.label})
         return done
-    run = Run(lake, stage.name, run_id, config_hash, shared=stage.shared, rebuild=config.rebuild)
+    run = Run(
+        lake,
+        stage.name,
+        run_id,
+        config_hash,
+        part=stage.model,
+        settings=json.dumps(config.pick(*stage.settings), sort_keys=True),
+        shared=stage.shared,
+        rebuild=config.rebuild,
+        reads=stage.reads,
+        writes=stage.writes,
+        take_over=take_over,
+    )
     with run:
-        job = Job(config, run)
+        job = Job(config, run, stage.model)
         try:
             stage.work(job)
         finally:

@@ -1,5 +1,7 @@
 """Models in the pipeline: how each is fitted, and how its tables become a recommender again.
 
+Each model has stages and parts of tables of its own, so that those of several run side by side.
+
 Networks are entries of :data:`recs.nn.models.MODELS`; another kind of model is one entry of
 :data:`MODELS` here, and its name in ``recs.config.MODEL_NAMES``.
 """
@@ -15,7 +17,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.job import Job, Stage
-from pipelines.networks import NETWORK_TABLES, TRAIN, embedded_version, open_network
+from pipelines.networks import (
+    embed_stage,
+    embedded_version,
+    embeddings,
+    open_network,
+    train_stage,
+)
 from recs.arrays.matrix import CsrFiles, is_written, write_csr
 from recs.config import NETWORKS, ConfigError, Slim
 from recs.data import histories
@@ -23,7 +31,7 @@ from recs.lake import LakeError
 from recs.ranking.popularity import write_popularity
 from recs.ranking.scoring import Recommender
 from recs.ranking.slim import SlimModel
-from recs.runs import Ledger
+from recs.schema import part
 from recs.slim.fit import fit, item_weights, require_converged
 from recs.slim.solver import Options
 from recs.storage import join, remove_tree
@@ -34,28 +42,38 @@ log = logging.getLogger("recs")
 _SPLIT_SETTINGS = ("seed", "split")
 #: What SLIM's weights were fitted to, and have to be read with.
 _READ_WITH = ("slim.values",)
+_WEIGHTS = part("item_weights", "slim")
 
 
 @dataclass(frozen=True)
 class PipelineModel:
-    """A model: the stage that fits it, and ``open``, which makes a recommender of its tables.
+    """A model: the stages that fit it, and ``open``, which makes a recommender of its tables.
 
-    ``version`` tells which run fitted it as it is read now. ``values`` tells what the model reads
-    of a history: whether an item is there, its weight, or the vector that the network of this name
-    has made of it.
+    Attributes
+    ----------
+    fits
+        Its stages up to the tables that it is opened from, in order.
+    tables
+        Those tables, by the names of its parts.
+    version
+        Tells which run fitted it as it is read now.
+    values
+        Tells what the model reads of a history: whether an item is there, its weight, or the vector
+        that the network of this name has made of it.
     """
 
     name: str
-    fit: Stage
+    fits: tuple[Stage, ...]
+    tables: tuple[str, ...]
     open: Callable[[Job], Recommender]
     version: Callable[[Job], str]
     values: Callable[[Job], str] = lambda job: "binary"
 
 
-def _newest_run(stage: str, job: Job) -> str:
-    fitted = job.run.newest(stage)
+def _newest_run(model: str, job: Job) -> str:
+    fitted = job.run.newest("fit", model)
     if fitted is None:
-        raise LakeError(f"no finished run has fitted it: run the stage {stage} first")
+        raise LakeError(f"{model} has not been fitted: run the stage fit/{model} first")
     return fitted.run_id
 
 
@@ -80,8 +98,8 @@ def fit_popularity(job: Job) -> None:
 
 def open_popularity(job: Job) -> Recommender:
     """Return the popularity model as fitted."""
-    job.require_fitted("fit_popularity", "popularity")
-    counts = job.read("popularity").where(F.col("model") == "popularity")
+    job.require_fitted("fit", "popularity", "popularity")
+    counts = job.read(part("popularity", "popularity"))
     return write_popularity(counts, join(job.work_folder, "popularity"), job.num_items())
 
 
@@ -104,11 +122,12 @@ def fit_slim(job: Job) -> None:
     log.info("slim", extra={"items": num_items, "solved": solved, "warm": warm is not None})
     model = F.lit("slim")
     weights = item_weights(fits).withColumn("model", model)
-    job.run.write_all({"item_weights": weights, "item_fits": fits.withColumn("model", model)})
+    made = {"item_weights": weights, "item_fits": fits.withColumn("model", model)}
+    job.run.write_all({job.name(table): rows for table, rows in made.items()})
     fits.unpersist()
     job.note_splits(job.fit_splits)
     job.note_settings((*_SPLIT_SETTINGS, *_READ_WITH))
-    job.run.after_commit(lambda: _remove_old_weights(job))
+    job.run.after_commit(partial(_remove_old_weights, job))
 
 
 def _may_start_from_last(job: Job) -> bool:
@@ -117,7 +136,7 @@ def _may_start_from_last(job: Job) -> bool:
     Items that still fit keep their weights as they are. With another split an event that they know
     may be held out now.
     """
-    last = job.run.newest("fit_slim")
+    last = job.run.newest("fit", "slim")
     if last is None or not set(job.splits_of(last)) <= set(job.fit_splits):
         return False
     return job.config.mode == "serve" or not job.other_settings(last, _SPLIT_SETTINGS)
@@ -138,10 +157,10 @@ def slim_options(settings: Slim) -> Options:
 
 def open_slim(job: Job) -> Recommender:
     """Return SLIM as fitted: W in files, by neighbour, which the first to ask for them writes."""
-    job.require_fitted("fit_slim", "item_weights")
-    job.require_settings("fit_slim", _READ_WITH)
+    job.require_fitted("fit", "slim", "item_weights")
+    job.require_settings("fit", "slim", _READ_WITH)
     weights = _weights(job)
-    folder = _weights_folder(job, job.run.inputs[job.lake.key("item_weights")])
+    folder = _weights_folder(job, job.run.inputs[job.lake.key(_WEIGHTS)])
     if is_written(folder):
         return SlimModel("slim", CsrFiles(folder))
     return open_weights(weights, folder, job.num_items())
@@ -153,9 +172,9 @@ def _weights_folder(job: Job, version: int) -> str:
 
 
 def _remove_old_weights(job: Job) -> None:
-    """Remove what was made of all fits but the newest, and the one before, which may be read."""
-    for run in Ledger(job.lake).finished("fit_slim")[:-2]:
-        remove_tree(_weights_folder(job, run.outputs[job.lake.key("item_weights")]))
+    """Remove what was made of all fits but this one, and the one before, which may be read."""
+    for run in job.run.finished_runs("fit", "slim")[:-1]:
+        remove_tree(_weights_folder(job, run.outputs[job.lake.key(_WEIGHTS)]))
 
 
 def open_weights(weights: DataFrame, folder: str, num_items: int) -> Recommender:
@@ -168,58 +187,65 @@ def open_weights(weights: DataFrame, folder: str, num_items: int) -> Recommender
 
 
 def _weights(job: Job) -> DataFrame:
-    rows = job.read("item_weights").where(F.col("model") == "slim")
-    return rows.select("item_id", "neighbour_id", "weight")
+    return job.read(_WEIGHTS).select("item_id", "neighbour_id", "weight")
 
 
 def _name(name: str, job: Job) -> str:
     return name
 
 
-_FIT_SETTINGS = ("mode", "seed", "split", "evaluate")
+_FIT_SETTINGS = ("mode", "seed", "split", "evaluate.split")
 
-#: Tables that models are opened from, for the stages that read them.
-MODEL_TABLES = ("popularity", "item_weights", *NETWORK_TABLES)
+
+def _network(name: str) -> PipelineModel:
+    return PipelineModel(
+        name,
+        (train_stage(name), embed_stage(name)),
+        embeddings(name),
+        partial(open_network, name),
+        partial(embedded_version, name),
+        values=partial(_name, name),
+    )
+
 
 MODELS: dict[str, PipelineModel] = {
     model.name: model
     for model in (
         PipelineModel(
             "popularity",
-            Stage(
-                "fit_popularity",
-                "Count how popular items are.",
-                reads=("interactions",),
-                writes=("popularity",),
-                settings=(*_FIT_SETTINGS, "popularity"),
-                work=fit_popularity,
+            (
+                Stage(
+                    "fit",
+                    "Count how popular items are.",
+                    reads=("interactions",),
+                    writes=(part("popularity", "popularity"),),
+                    settings=(*_FIT_SETTINGS, "popularity"),
+                    work=fit_popularity,
+                    model="popularity",
+                ),
             ),
+            (part("popularity", "popularity"),),
             open_popularity,
-            partial(_newest_run, "fit_popularity"),
+            partial(_newest_run, "popularity"),
         ),
         PipelineModel(
             "slim",
-            Stage(
-                "fit_slim",
-                "Solve SLIM per item in parallel.",
-                reads=("interactions", "user_ids", "item_ids"),
-                writes=("item_weights", "item_fits"),
-                settings=(*_FIT_SETTINGS, "slim"),
-                work=fit_slim,
+            (
+                Stage(
+                    "fit",
+                    "Solve SLIM per item in parallel.",
+                    reads=("interactions", "user_ids", "item_ids"),
+                    writes=(_WEIGHTS, part("item_fits", "slim")),
+                    settings=(*_FIT_SETTINGS, "slim"),
+                    work=fit_slim,
+                    model="slim",
+                ),
             ),
+            (_WEIGHTS,),
             open_slim,
-            partial(_newest_run, "fit_slim"),
+            partial(_newest_run, "slim"),
             values=lambda job: job.config.slim.values,
         ),
-        *(
-            PipelineModel(
-                name,
-                TRAIN,
-                partial(open_network, name),
-                partial(embedded_version, name),
-                values=partial(_name, name),
-            )
-            for name in NETWORKS
-        ),
+        *map(_network, NETWORKS),
     )
 }

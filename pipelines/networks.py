@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial, reduce
-from typing import Any
+from functools import partial
 
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.inputs import bounded_batches, read_catalogue
 from pipelines.job import Job, Stage
 from recs.config import NETWORKS, Config, ConfigError, Sequences
 from recs.lake import LakeError
+from recs.ledger import Finished
 from recs.ranking.embeddings import EmbeddingModel, write_embeddings
-from recs.runs import Finished, Ledger
+from recs.schema import part
 from recs.storage import join, new_folder, remove_tree
 from recs.training import embed, export
 from recs.training.launch import launch
 from recs.training.plan import Plan
 from recs.training.settings import Network, TrainingJob, check_processes
 
-#: Tables that a network is opened from.
-NETWORK_TABLES = ("item_embeddings", "user_embeddings")
-
-_EXPORTED = "exported"  # a detail of runs: the run whose training set was trained on
-
-#: Training sets that are kept: the newest, and one that may still be trained on.
-_KEPT_SETS = 2
+# Details of runs: the run whose training set was trained on, and the one whose network is embedded.
+_EXPORTED = "exported"
+_TRAINED = "trained"
 
 
 def run_export(job: Job) -> None:
@@ -67,12 +61,6 @@ def run_export(job: Job) -> None:
             seed=config.seed,
         )
     job.note_splits(splits)
-    job.run.after_commit(lambda: _remove_old_sets(job))
-
-
-def _remove_old_sets(job: Job) -> None:
-    for run in Ledger(job.lake).finished("export")[:-_KEPT_SETS]:
-        remove_tree(job.lake.location.training_set(job.config.mode, run.run_id))
 
 
 def check_networks(config: Config) -> None:
@@ -91,13 +79,13 @@ def check_networks(config: Config) -> None:
         raise ConfigError(
             f"training needs {error.name}: install recs with its extra 'train'"
         ) from error
-    for name in networks_of(config):
+    for name in (name for name in config.models if name in NETWORKS):
         network = config.networks[name].network
-        for part, read in (("model", partial(read_settings, name)), ("loss", read_loss)):
+        for section, read in (("model", partial(read_settings, name)), ("loss", read_loss)):
             try:
-                read(getattr(network, part))
+                read(getattr(network, section))
             except ValueError as error:
-                raise ConfigError(f"key 'networks.{name}.{part}': {error}") from error
+                raise ConfigError(f"key 'networks.{name}.{section}': {error}") from error
         training, count = network.training, config.processes.count
         try:
             check_processes(training, count)
@@ -108,35 +96,29 @@ def check_networks(config: Config) -> None:
 
 
 def run_train(job: Job) -> None:
-    """Train every network on the newest training set, one after the other.
+    """Train the stage's network on the newest training set.
 
     A run that was killed goes on from the checkpoints that it left, if it is started again with its
     run_id; once it has ended they are removed.
     """
-    names = networks_of(job.config)
+    assert job.model is not None
     exported = newest_export(job)
-    rows = [_train(job, name, exported) for name in names]
-    job.run.details["networks"] = json.dumps(names)
-    job.run.details[_EXPORTED] = exported.run_id
-    job.note_splits(job.splits_of(exported))
-    job.write_rows("trainings", rows, "append")
-
-
-def _train(job: Job, name: str, exported: Finished) -> dict[str, Any]:
-    """Train a network and return its row of ``trainings``."""
-    folder = job.lake.location.model(job.config.mode, name, job.run.run_id)
-    task = training_job(job, name, exported, folder)
+    folder = job.lake.location.model(job.config.mode, job.model, job.run.run_id)
+    task = training_job(job, job.model, exported, folder)
     done = launch(job.spark, task)
     job.run.after_commit(lambda: remove_tree(task.checkpoints))
+    job.run.details[_EXPORTED] = exported.run_id
+    job.note_splits(job.splits_of(exported))
     validation = task.network.training.validation
-    return {
-        "model": name,
+    trained = {
+        "model": job.model,
         "path": join(task.folder, "model"),
         "training_set": task.training_set,
         "settings": task.network.model_dump_json(),
         "metric": f"{validation.metric}@{validation.k}",
         **{key: done[key] for key in ("validation", "best_epoch", "epochs", "updates", "seconds")},
     }
+    job.write_rows("trainings", [trained], "append")
 
 
 def newest_export(job: Job) -> Finished:
@@ -147,7 +129,7 @@ def newest_export(job: Job) -> Finished:
     LakeError
         If there is none.
     """
-    exported = job.run.newest("export", job.run.run_id) or job.run.newest("export")
+    exported = job.run.newest("export", run_id=job.run.run_id) or job.run.newest("export")
     if exported is None:
         raise LakeError("there is no training set: run the stage export first")
     return exported
@@ -168,74 +150,54 @@ def training_job(job: Job, name: str, exported: Finished, folder: str) -> Traini
     )
 
 
-def networks_of(config: Config) -> list[str]:
-    """Return the networks of the configuration.
-
-    Raises
-    ------
-    ConfigError
-        If it names none.
-    """
-    names = [name for name in config.models if name in NETWORKS]
-    if not names:
-        raise ConfigError(f"models names no network: add one of {', '.join(NETWORKS)}")
-    return names
-
-
 def run_embed(job: Job) -> None:
-    """Write the vectors of items and users; of known models only for users with new events."""
-    names = networks_of(job.config)
-    trained = _trained(job, names)
-    last = job.run.newest("embed")
-    job.run.details["trained"] = json.dumps(trained)
+    """Write the network's vectors of items and users; of a known one of users with new events."""
+    name = job.model
+    assert name is not None
+    trained = _trained(job, name)
+    last = job.run.newest("embed", name)
+    job.run.details[_TRAINED] = trained
     job.note_splits(job.fit_splits)
-    same = last is not None and _embedded(last) == trained
+    same = last is not None and last.details[_TRAINED] == trained
     if same and job.run.unchanged("sequences"):
-        job.keep(*NETWORK_TABLES)
+        job.keep("item_embeddings", "user_embeddings")
         return
     new = job.run.read_new("sequences") if same else None
     sequences = job.read("sequences")
     if new is not None:
         changed = new.select("user_id").distinct()
         sequences = sequences.join(changed, "user_id", "left_semi")
-    histories = job.persist(embed.newest(sequences, job.fit_splits))
-    users, items = [], []
-    for name in names:
-        folder = model_folder(job, name, trained[name])
-        of_model = {"model": F.lit(name), "model_version": F.lit(trained[name])}
-        users.append(embed.user_embeddings(histories, folder).withColumns(of_model))
-        items.append(embed.item_embeddings(job.spark, folder).withColumns(of_model))
-    made = reduce(DataFrame.unionByName, users)
+    folder = model_folder(job, name, trained)
+    of_model = {"model": F.lit(name), "model_version": F.lit(trained)}
+    newest = embed.newest(sequences, job.fit_splits)
+    users = embed.user_embeddings(newest, folder).withColumns(of_model)
     with bounded_batches(job.spark):
         if new is None:
-            job.write("user_embeddings", made)
-            job.write("item_embeddings", reduce(DataFrame.unionByName, items))
+            items = embed.item_embeddings(job.spark, folder).withColumns(of_model)
+            job.write("user_embeddings", users)
+            job.write("item_embeddings", items)
         else:
-            job.run.replace("user_embeddings", made, gone=changed)
+            job.run.replace(job.name("user_embeddings"), users, gone=changed)
 
 
-def _trained(job: Job, names: list[str]) -> dict[str, str]:
-    """Return the run that last trained each of the networks."""
-    newest = {
-        name: run
-        for run in job.run.finished_runs("train")
-        for name in json.loads(run.details["networks"])
-    }
-    for name in names:
-        if name not in newest:
-            raise LakeError(f"{name} has not been trained: run the stage train first")
-        if "validation" in job.splits_of(newest[name]) and "validation" not in job.fit_splits:
-            raise LakeError(
-                f"run {newest[name].run_id} has trained {name} on validation events "
-                "(export.hold_out: false), which evaluate.split=validation ranks: run export and "
-                "train with export.hold_out=true"
-            )
-    return {name: newest[name].run_id for name in names}
+def _trained(job: Job, name: str) -> str:
+    """Return the run that last trained a network.
 
-
-def _embedded(run: Finished) -> dict[str, str]:
-    """Return the run that trained each network that a run of ``embed`` has embedded."""
-    return dict(json.loads(run.details["trained"]))
+    Raises
+    ------
+    LakeError
+        If there is none, or it has seen what is to be ranked.
+    """
+    trained = job.run.newest("train", name)
+    if trained is None:
+        raise LakeError(f"{name} has not been trained: run the stage train/{name} first")
+    if "validation" in job.splits_of(trained) and "validation" not in job.fit_splits:
+        raise LakeError(
+            f"run {trained.run_id} has trained {name} on validation events "
+            "(export.hold_out: false), which evaluate.split=validation ranks: run export and "
+            "train with export.hold_out=true"
+        )
+    return trained.run_id
 
 
 def embedded_version(name: str, job: Job) -> str:
@@ -246,11 +208,10 @@ def embedded_version(name: str, job: Job) -> str:
     LakeError
         If it is not.
     """
-    run = job.run.newest("embed")
-    versions = {} if run is None else _embedded(run)
-    if name not in versions:
-        raise LakeError(f"{name} has no vectors: run the stage embed with it among models first")
-    return versions[name]
+    embedded = job.run.newest("embed", name)
+    if embedded is None:
+        raise LakeError(f"{name} has no vectors: run the stage embed/{name} first")
+    return embedded.details[_TRAINED]
 
 
 def model_folder(job: Job, name: str, trained: str) -> str:
@@ -268,11 +229,11 @@ def open_network(name: str, job: Job) -> EmbeddingModel:
         was trained on other interactions.
     """
     trained = embedded_version(name, job)
-    job.require_fitted("embed", "user_embeddings")
-    job.run.require_one_generation("interactions", "user_embeddings")
+    job.require_fitted("embed", name, "user_embeddings")
+    job.run.require_one_generation("interactions", part("user_embeddings", name))
     if job.config.mode == "backtest":
         _require_trained_on_these(name, trained, job)
-    items = job.read("item_embeddings").where(F.col("model") == name)
+    items = job.read(part("item_embeddings", name))
     return write_embeddings(items, join(job.work_folder, name), job.num_items(), name)
 
 
@@ -284,13 +245,13 @@ def _require_trained_on_these(name: str, trained: str, job: Job) -> None:
     LakeError
         If it was: another part of them may have been held out.
     """
-    training = job.run.newest("train", trained)
-    exported = training and job.run.newest("export", training.details[_EXPORTED])
+    training = job.run.newest("train", name, run_id=trained)
+    exported = training and job.run.newest("export", run_id=training.details[_EXPORTED])
     key = job.lake.key("interactions")
     if exported is None or exported.inputs[key] != job.run.inputs[key]:
         raise LakeError(
             f"run {trained} has trained {name} on other interactions than are split now, of which "
-            "another part may have been held out: run the stages export, train, embed"
+            f"another part may have been held out: run export, train/{name}, embed/{name}"
         )
 
 
@@ -306,7 +267,7 @@ EXPORT = Stage(
         "user_ids",
         "item_ids",
     ),
-    writes=(),
+    writes=("training_set",),
     settings=(
         "mode",
         "seed",
@@ -318,25 +279,39 @@ EXPORT = Stage(
     ),
     work=run_export,
 )
-TRAIN = Stage(
-    "train",
-    "Train networks through TorchDistributor.",
-    reads=(),
-    writes=("trainings",),
-    settings=(
-        "mode",
-        "seed",
-        "models",
-        *(f"networks.*.{part}" for part in Network.model_fields),
-        "recommend.exclude_seen",
-    ),
-    work=run_train,
-)
-EMBED = Stage(
-    "embed",
-    "Write the vectors of users and items that networks have learned.",
-    reads=("sequences",),
-    writes=NETWORK_TABLES,
-    settings=("mode", "models", "evaluate.split"),
-    work=run_embed,
-)
+
+
+def embeddings(name: str) -> tuple[str, str]:
+    """Return the tables that a network is opened from."""
+    return part("item_embeddings", name), part("user_embeddings", name)
+
+
+def train_stage(name: str) -> Stage:
+    """Return the stage that trains a network."""
+    return Stage(
+        "train",
+        "Train a network through TorchDistributor.",
+        reads=("training_set",),
+        writes=(part("trainings", name),),
+        settings=(
+            "mode",
+            "seed",
+            *(f"networks.{name}.{section}" for section in Network.model_fields),
+            "recommend.exclude_seen",
+        ),
+        work=run_train,
+        model=name,
+    )
+
+
+def embed_stage(name: str) -> Stage:
+    """Return the stage that embeds items and users by a network."""
+    return Stage(
+        "embed",
+        "Write the vectors of users and items that a network has learned.",
+        reads=(part("trainings", name), "sequences"),
+        writes=embeddings(name),
+        settings=("mode", "evaluate.split"),
+        work=run_embed,
+        model=name,
+    )

@@ -9,45 +9,45 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from pipelines.evaluate import EVALUATE, require_measured
+from pipelines.compare import compare_stage, read_metrics, require_measured
 from pipelines.examples import NEGATIVES, POSITIVES, SEQUENCES
+from pipelines.graph import in_order
 from pipelines.ingest import INGEST
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
-from pipelines.networks import EMBED, EXPORT, TRAIN, check_networks
+from pipelines.networks import EXPORT, check_networks
 from pipelines.prepare import SPLIT, VOCABULARY
 from pipelines.progress import Progress
-from pipelines.recommend import RECOMMEND
-from pipelines.sequentiality import SEQUENTIALITY
-from pipelines.tune import TUNE_NETWORKS, TUNE_SLIM
-from recs.config import Config
+from pipelines.rank import rank_stage
+from pipelines.recommend import FALLBACK, recommend_stage
+from pipelines.sequentiality import sequentiality_stage
+from pipelines.tune import check_search, tune_stage
+from recs import readers
+from recs.config import NETWORKS, Config, ConfigError
 from recs.lake import Lake, Location
-from recs.runs import Finished, Ledger, new_run_id
-from recs.schema import MODES, TABLES
+from recs.ledger import Finished, Ledger
+from recs.runs import new_run_id
+from recs.schema import MODES, part, table_of
 from recs.session import get_session
 
 log = logging.getLogger("recs")
 
-#: Every stage, in the order of the data.
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        INGEST,
-        VOCABULARY,
-        SPLIT,
-        SEQUENCES,
-        POSITIVES,
-        NEGATIVES,
-        EXPORT,
-        *(model.fit for model in MODELS.values()),
-        EMBED,
-        RECOMMEND,
-        EVALUATE,
-        TUNE_SLIM,
-        TUNE_NETWORKS,
-        SEQUENTIALITY,
-    )
-}
+#: Stages of all models, which those of each follow.
+_PREPARE = (INGEST, VOCABULARY, SPLIT, SEQUENCES, POSITIVES, NEGATIVES, EXPORT)
+
+
+def all_stages(config: Config) -> list[Stage]:
+    """Return every stage that there is for the models of a configuration, and the fallback."""
+    models = [MODELS[name] for name in dict.fromkeys((FALLBACK.name, *config.models))]
+    return [
+        *_PREPARE,
+        *(stage for model in models for stage in model.fits),
+        *map(recommend_stage, models),
+        *map(rank_stage, models),
+        compare_stage(config.models),
+        *(tune_stage(name) for name in config.models if name in ("slim", *NETWORKS)),
+        sequentiality_stage(config.models),
+    ]
 
 
 @dataclass
@@ -72,18 +72,50 @@ class Outcome:
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """Return the stages of the whole pipeline: popularity is always fitted, as the fallback."""
-    wanted = {INGEST, VOCABULARY, SPLIT, RECOMMEND}
-    wanted |= {MODELS[name].fit for name in ("popularity", *config.models)}
-    if config.sequences is not None:
-        wanted |= {SEQUENCES}
+    """Return the stages of the whole pipeline, each after those whose tables it reads.
+
+    Popularity is always fitted, as the fallback.
+    """
+    wanted = [INGEST, VOCABULARY, SPLIT]
+    networks = [name for name in config.models if name in NETWORKS]
+    if config.sequences is not None or networks:
+        wanted += [SEQUENCES]
+    if config.negatives is not None or networks:
+        wanted += [POSITIVES]
     if config.negatives is not None:
-        wanted |= {POSITIVES, NEGATIVES}
-    if TRAIN in wanted:
-        wanted |= {SEQUENCES, POSITIVES, EXPORT, EMBED}
+        wanted += [NEGATIVES]
+    if networks:
+        wanted += [EXPORT]
+    models = [MODELS[name] for name in config.models]
+    wanted += FALLBACK.fits if FALLBACK not in models else ()
+    for model in models:
+        wanted += [*model.fits, recommend_stage(model)]
     if config.mode == "backtest":
-        wanted |= {EVALUATE}
-    return [stage for stage in STAGES.values() if stage in wanted]
+        wanted += [*map(rank_stage, models), compare_stage(config.models)]
+    return in_order(wanted)
+
+
+def stages_named(config: Config, *names: str) -> list[Stage]:
+    """Return stages by their names, in order: ``fit/slim``, or ``fit`` of all that models names.
+
+    Raises
+    ------
+    ConfigError
+        If models names none that has such a stage, or no stage is called so.
+    """
+    found = in_order(all_stages(config))
+    chosen = []
+    for name in names:
+        of_name = [stage for stage in found if stage.name == name]
+        of_models = [stage for stage in of_name if stage.model in (None, *config.models)]
+        labelled = [stage for stage in found if stage.label == name]
+        if not (of_models or labelled):
+            raise ConfigError(
+                f"none of models {', '.join(config.models)} has a stage {name!r}: the stages are "
+                f"{', '.join(stage.label for stage in found)}"
+            )
+        chosen += of_models or labelled
+    return [stage for stage in found if stage in chosen]
 
 
 def open_lake(config: Config, *, verbose: bool = False) -> Lake:
@@ -103,17 +135,27 @@ def check(stages: Sequence[Stage], config: Config) -> None:
     """
     if INGEST in stages:
         config.require_sources()
-    if TRAIN in stages:
+    names = {stage.name for stage in stages}
+    if config.mode == "serve" and names & {"rank", "compare"}:
+        raise ConfigError("mode serve holds nothing out; rank and compare with mode=backtest")
+    for stage in stages:
+        if stage.name == "tune" and stage.model is not None:
+            check_search(config, stage.model)
+    if "train" in names:
         check_networks(config)
-    if EVALUATE in stages:
+    if "compare" in names:
         require_measured(config)
 
 
-def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
+def run_stages(
+    stages: Sequence[Stage], config: Config, lake: Lake, *, take_over: bool = False
+) -> Outcome:
     """Run stages in order and return what they did.
 
+    With ``take_over`` they go on in place of other attempts that are at work at them.
+
     Whether the metrics pass their gates is for the caller to ask, who may show them first: see
-    :func:`pipelines.evaluate.check_gates`.
+    :func:`pipelines.compare.check_gates`.
 
     Raises
     ------
@@ -126,24 +168,15 @@ def run_stages(stages: Sequence[Stage], config: Config, lake: Lake) -> Outcome:
     outcome = Outcome(config.run_id or new_run_id())
     with Progress(lake.spark, outcome.run_id, len(stages)) as progress:
         for stage in stages:
-            with progress.stage(stage.name):
-                finished = run_stage(stage, lake, config, outcome.run_id)
-            outcome.finished[stage.name] = finished
-            outcome.seconds[stage.name] = round(finished.seconds, 3)
-    outcome.tables = table_versions(lake)
-    if EVALUATE in stages:
-        outcome.metrics = read_metrics(lake, outcome.finished[EVALUATE.name])
+            with progress.stage(stage.label):
+                finished = run_stage(stage, lake, config, outcome.run_id, take_over=take_over)
+            outcome.finished[stage.label] = finished
+            outcome.seconds[stage.label] = round(finished.seconds, 3)
+    outcome.tables = readers.tables(lake)
+    readers.write_down(lake)
+    if "compare" in outcome.finished:
+        outcome.metrics = read_metrics(lake, outcome.finished["compare"])
     return outcome
-
-
-def table_versions(lake: Lake) -> dict[str, dict[str, Any]]:
-    """Return the committed tables that the lake's mode sees: path and Delta version."""
-    versions = Ledger(lake).versions()
-    return {
-        name: {"path": lake.address(name), "version": versions[lake.key(name)]}
-        for name in TABLES
-        if lake.key(name) in versions
-    }
 
 
 def list_tables(lake: Lake) -> list[dict[str, Any]]:
@@ -152,11 +185,10 @@ def list_tables(lake: Lake) -> list[dict[str, Any]]:
     for mode in MODES:
         seen = Lake(lake.spark, lake.location, mode)
         versions = Ledger(seen).versions()
-        for name, table in TABLES.items():
-            shared = table.scope == "lake"
-            if seen.key(name) not in versions or (shared and mode != MODES[0]):
+        for name in readers.names(seen, versions):
+            table, version = table_of(name), versions[seen.key(name)]
+            if table.scope == "lake" and mode != MODES[0]:
                 continue
-            version = versions[seen.key(name)]
             listed.append(
                 {
                     "table": seen.key(name),
@@ -171,15 +203,8 @@ def list_tables(lake: Lake) -> list[dict[str, Any]]:
 
 def read_trials(lake: Lake, search: Finished) -> list[dict[str, Any]]:
     """Return the trials of a search, best first."""
-    rows = lake.load("trials", search.outputs[lake.key("trials")]).drop("run_id")
+    assert search.part is not None
+    name = part("trials", search.part)
+    rows = lake.load(name, search.outputs[lake.key(name)]).drop("run_id")
     ordered = rows.orderBy(F.desc("value"), F.to_json("settings"))
     return [row.asDict() for row in ordered.collect()]
-
-
-def read_metrics(lake: Lake, evaluation: Finished) -> list[dict[str, Any]]:
-    """Return the metrics over all users of an evaluation."""
-    rows = lake.load("metrics", evaluation.outputs[lake.key("metrics")])
-    rows = rows.where(F.col("slice") == "all")
-    names = ["model", "protocol", "split", "metric", "k", "value", "lower", "upper", "users"]
-    ordered = rows.orderBy("protocol", "metric", "k", "model")
-    return [row.asDict() for row in ordered.select(*names).collect()]

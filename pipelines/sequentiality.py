@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any
 
@@ -13,16 +13,17 @@ from pyspark.sql import functions as F
 
 from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
-from pipelines.networks import NETWORK_TABLES, model_folder, open_network
-from recs.config import Config, ConfigError
+from pipelines.networks import embedded_version, embeddings, model_folder, open_network
+from recs.config import NETWORKS, Config, ConfigError
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.sequentiality import Loss, losses
 from recs.evaluation.shuffling import Change, jaccard, shuffled
 from recs.lake import Lake
+from recs.ledger import Finished
 from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import rank, recommend
 from recs.ranking.protocols import RankingProtocol
-from recs.runs import Finished
+from recs.schema import part
 from recs.storage import join
 from recs.training import embed
 
@@ -48,12 +49,16 @@ def run_sequentiality(job: Job) -> None:
 
 def _embedded(job: Job) -> dict[str, str]:
     """Return the networks of the configuration that are embedded, and the run that trained each."""
-    if not job.run.has("user_embeddings"):
-        return {}
-    found = job.read("user_embeddings").select("model", "model_version").distinct().collect()
     return {
-        row["model"]: row["model_version"] for row in found if row["model"] in job.config.models
+        name: embedded_version(name, job)
+        for name in networks_of(job.config.models)
+        if job.has(part("user_embeddings", name))
     }
+
+
+def networks_of(models: Sequence[str]) -> list[str]:
+    """Return the networks among models."""
+    return [name for name in models if name in NETWORKS]
 
 
 def _changes(job: Job, embedded: dict[str, str]) -> list[Change]:
@@ -183,20 +188,23 @@ def draw(config: Config, found: Sequence[Loss]) -> str:
     return path
 
 
-SEQUENTIALITY = Stage(
-    "sequentiality",
-    "Count frequent item sequences, and those lost when histories are shuffled.",
-    reads=("interactions", "sequences", "catalogue", "user_ids", "item_ids", *NETWORK_TABLES),
-    writes=("sequentiality", "model_sequentiality"),
-    settings=(
-        "mode",
-        "seed",
-        "models",
-        "events.types",
-        "split",
-        "recommend.exclude_seen",
-        "evaluate",
+def sequentiality_stage(models: Sequence[str]) -> Stage:
+    """Return the stage that measures how much of a log, and of what networks make, is order."""
+    reads = ("interactions", "sequences", "catalogue", "user_ids", "item_ids")
+    return Stage(
         "sequentiality",
-    ),
-    work=run_sequentiality,
-)
+        "Count frequent item sequences, and those lost when histories are shuffled.",
+        reads=(*reads, *chain.from_iterable(map(embeddings, networks_of(models)))),
+        writes=("sequentiality", "model_sequentiality"),
+        settings=(
+            "mode",
+            "seed",
+            "models",
+            "events.types",
+            "split",
+            "recommend.exclude_seen",
+            "evaluate",
+            "sequentiality",
+        ),
+        work=run_sequentiality,
+    )

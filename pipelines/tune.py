@@ -12,17 +12,18 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.evaluate import require_targets
 from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
 from pipelines.models import open_weights, slim_options
-from pipelines.networks import networks_of, newest_export, training_job
-from recs.config import Config, ConfigError
+from pipelines.networks import newest_export, training_job
+from pipelines.rank import require_targets
+from recs.config import NETWORKS, Config, ConfigError
 from recs.data.histories import positives
 from recs.evaluation.ranks import sum_ranks
 from recs.ranking.catalogue import ItemCatalogue
 from recs.ranking.jobs import rank
 from recs.ranking.protocols import RankingProtocol
+from recs.schema import part
 from recs.slim.fit import (
     NotConverged,
     item_weights,
@@ -109,6 +110,8 @@ def run_tune_slim(job: Job) -> None:
         log.info("trial", extra={"l1": l1, "l2": l2, grid.metric: value, "failure": failure})
     if len(failures) == len(trials):
         raise NotConverged(f"no trial of slim has converged; the first, {failures[0]}")
+    best = min(trials, key=lambda trial: (-trial["value"], json.dumps(trial["settings"])))
+    job.run.details |= {f"slim.{key}": best["settings"][key] for key in ("l1", "l2")}
     job.write_rows("trials", trials)
 
 
@@ -130,14 +133,13 @@ def _measure(
     return row["value"], row["users"]
 
 
-def check_spaces(config: Config) -> dict[str, Tune]:
-    """Return what is searched of each network that ``models`` names.
+def check_search(config: Config, name: str) -> None:
+    """Refuse a search of a model's settings that cannot be.
 
     Raises
     ------
     ConfigError
-        If one declares no space, a space has a setting that is not there or a value that cannot be,
-        nothing is held out to measure trials by, or Optuna is missing.
+        If nothing is held out to measure trials by, or as :func:`space_of`.
     """
     if config.mode == "serve":
         raise ConfigError("mode serve holds nothing out; search with mode=backtest")
@@ -146,36 +148,45 @@ def check_spaces(config: Config) -> dict[str, Tune]:
             "export.hold_out: false leaves no validation events to measure trials by: search with "
             "export.hold_out=true"
         )
+    if name in NETWORKS:
+        space_of(config, name)
+
+
+def space_of(config: Config, name: str) -> Tune:
+    """Return what is searched of a network.
+
+    Raises
+    ------
+    ConfigError
+        If it declares no space, the space has a setting that is not there or a value that cannot
+        be, or Optuna is missing.
+    """
     try:
-        from recs.training.search import check_space
+        from recs.training import search
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the search needs {error.name}: install recs with its extra 'tune'"
         ) from error
-    spaces = {}
-    for name in networks_of(config):
-        key, tuned = f"networks.{name}.tune", config.networks[name]
-        if tuned.tune is None:
-            raise ConfigError(
-                f"{key} declares no space: give one, as {key}.space={{model.dim: [64, 128]}}"
-            )
-        try:
-            check_space(name, tuned.network, tuned.tune, config.export.lanes)
-        except ValueError as error:
-            raise ConfigError(f"key '{key}.space': {error}") from error
-        spaces[name] = tuned.tune
-    return spaces
+    key, tuned = f"networks.{name}.tune", config.networks[name]
+    if tuned.tune is None:
+        raise ConfigError(
+            f"{key} declares no space: give one, as {key}.space={{model.dim: [64, 128]}}"
+        )
+    try:
+        search.check_space(name, tuned.network, tuned.tune, config.export.lanes)
+    except ValueError as error:
+        raise ConfigError(f"key '{key}.space': {error}") from error
+    return tuned.tune
 
 
-def run_tune_networks(job: Job) -> None:
-    """Search the declared space of every network on the newest training set.
+def run_tune_network(job: Job) -> None:
+    """Search the declared space of a network on the newest training set.
 
     Each trial is a training of its own, measured as training measures itself. A run that was killed
     goes on with the trials that are left, if it is started again with its run_id.
     """
-    spaces = check_spaces(job.config)
-    trials = [row for name, tune in spaces.items() for row in _search(job, name, tune)]
-    job.write_rows("trials", trials)
+    assert job.model is not None
+    job.write_rows("trials", _search(job, job.model, space_of(job.config, job.model)))
 
 
 def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:
@@ -194,7 +205,7 @@ def _search(job: Job, name: str, tune: Tune) -> list[dict[str, Any]]:
     best, *_ = trials = search(training, tune, partial(launch, job.spark))
     trained = training.model_copy(update={"folder": best.folder})
     job.run.after_commit(lambda: remove_tree(trained.checkpoints))
-    job.run.details[name] = join(best.folder, "model")
+    job.run.details["model"] = join(best.folder, "model")
     for key, value in best.settings.items():
         job.run.details[f"networks.{name}.{key}"] = _as_override(value)
     validation = training.network.training.validation
@@ -221,10 +232,10 @@ def _as_override(value: Value) -> str:
 
 
 TUNE_SLIM = Stage(
-    "tune_slim",
+    "tune",
     "Search SLIM's l1 and l2 on validation events.",
     reads=("interactions", "catalogue", "user_ids", "item_ids"),
-    writes=("trials",),
+    writes=(part("trials", "slim"),),
     settings=(
         "mode",
         "seed",
@@ -236,20 +247,27 @@ TUNE_SLIM = Stage(
         "tune_slim",
     ),
     work=run_tune_slim,
+    model="slim",
 )
-TUNE_NETWORKS = Stage(
-    "tune_networks",
-    "Search networks' settings on validation events.",
-    reads=(),
-    writes=("trials",),
-    settings=(
-        "mode",
-        "seed",
-        "models",
-        "export.hold_out",
-        "export.lanes",
-        "networks",
-        "recommend.exclude_seen",
-    ),
-    work=run_tune_networks,
-)
+
+
+def tune_stage(name: str) -> Stage:
+    """Return the stage that searches a model's settings."""
+    if name == "slim":
+        return TUNE_SLIM
+    return Stage(
+        "tune",
+        "Search a network's settings on validation events.",
+        reads=("training_set",),
+        writes=(part("trials", name),),
+        settings=(
+            "mode",
+            "seed",
+            "export.hold_out",
+            "export.lanes",
+            f"networks.{name}",
+            "recommend.exclude_seen",
+        ),
+        work=run_tune_network,
+        model=name,
+    )

@@ -1,9 +1,11 @@
-"""Attempts at a stage: the folder that each works in, and how others tell whether it is alive.
+"""Attempts at a stage: which is at work, the folder that each works in, and which was killed.
 
-An attempt at work writes the time into a file of its own each minute. One that has not for ten
+An attempt at work tells of itself in a file of its own, twice a minute. One that has not for five
 minutes was killed, and so was one whose process is gone, which those can tell that see the same
 processes: the next attempt at any stage of the lake removes its folder. A folder of an attempt at
-work is never touched, not even by another attempt at the same stage of the same run.
+work is never touched. While one is at work no other begins with the same stage, unless it takes the
+stage over. Two that begin at one moment may both go on: of them one cannot commit, see
+:mod:`recs.runs`.
 """
 
 from __future__ import annotations
@@ -13,22 +15,28 @@ import json
 import logging
 import os
 import platform
-import re
 import secrets
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recs.errors import UserError
 from recs.lake import Location
-from recs.storage import filesystem, folder_name, remove_tree
+from recs.storage import exists, filesystem, folder_name, remove_tree
 
 log = logging.getLogger("recs")
 
-_BEAT_SECONDS = 60.0
-_DEAD_AFTER_SECONDS = 600.0
-_NAME = re.compile(r"^(?P<stage>(?:both|backtest|serve)-.+-[a-z_]+)-(?P<number>\d+)-[0-9a-f]{16}$")
+_BEAT_SECONDS = 30.0
+_DEAD_AFTER_SECONDS = 300.0
+#: Of a file beside an attempt's own: another has taken its stage over.
+_TAKEN = ".taken"
+
+
+class AtWork(UserError):
+    """Another attempt at the stage is at work."""
 
 
 @dataclass
@@ -37,6 +45,8 @@ class Attempt:
 
     Attributes
     ----------
+    stage
+        With the model that it is of, as ``fit/slim``.
     number
         1, 2, … of this run and stage, for people to read: two that start at once have the same.
     token
@@ -49,6 +59,7 @@ class Attempt:
     stage: str
     number: int = 1
     token: str = field(default_factory=lambda: secrets.token_hex(8))
+    _began: float = field(default_factory=time.time)
     _ended: threading.Event = field(default_factory=threading.Event)
     _teller: threading.Thread | None = None
 
@@ -58,33 +69,48 @@ class Attempt:
         return _folder(self.location, self._name)
 
     @property
-    def _stage(self) -> str:
-        return f"{self.mode}-{folder_name(self.run_id)}-{self.stage}"
+    def _name(self) -> str:
+        parts = self.mode, self.stage.replace("/", "."), folder_name(self.run_id), self.token
+        return "-".join(parts)
 
     @property
-    def _name(self) -> str:
-        return f"{self._stage}-{self.number}-{self.token}"
+    def _is_of(self) -> dict[str, Any]:
+        """What others may know of the attempt."""
+        return {"mode": self.mode, "stage": self.stage, "run_id": self.run_id}
 
-    def begin(self, known: int) -> None:
-        """Remove what killed attempts left, and tell from now on that this one is at work.
+    def begin(self, *, take_over: bool = False) -> None:
+        """Tell from now on that this attempt is at work, and remove what killed ones left.
 
-        Parameters
-        ----------
-        known
-            Number of the last attempt at the stage that the ledger knows, 0 without one.
+        Raises
+        ------
+        AtWork
+            If another is at work at the stage, and is not to be taken over.
         """
-        for name in _noted(self.location):
-            parts = _NAME.match(name)
-            if parts is None:
+        self._tell()
+        rivals = []
+        for name, told in _noted(self.location).items():
+            if name == self._name:
                 continue
-            if parts["stage"] == self._stage:
-                known = max(known, int(parts["number"]))
-            if _is_dead(self.location, name):
+            if told.items() >= self._is_of.items():
+                self.number = max(self.number, told.get("number", 0) + 1)
+            if _is_dead(told):
                 _remove(self.location, name)
-        self.number = known + 1
+            elif (told.get("mode"), told.get("stage")) == (self.mode, self.stage):
+                rivals.append((told["began"], name, told))
+        # Of two that begin at once, each of which sees the other, one goes on.
+        rivals = [rival for rival in rivals if rival[:2] < (self._began, self._name)]
+        if rivals and not take_over:
+            self.end()
+            raise AtWork(_at_work(self.stage, rivals[0][2]))
+        for _, name, _ in rivals:
+            _write(_note(self.location, name + _TAKEN), b"")
         self._tell()
         self._teller = threading.Thread(target=self._keep_telling, daemon=True)
         self._teller.start()
+
+    def is_taken_over(self) -> bool:
+        """Tell whether another attempt has taken the stage over."""
+        return exists(_note(self.location, self._name + _TAKEN))
 
     def end(self) -> None:
         """Remove the working files."""
@@ -101,10 +127,31 @@ class Attempt:
                 log.warning("an attempt cannot tell that it is at work: %s", error)
 
     def _tell(self) -> None:
-        seen = {"seen": time.time(), "processes": _processes(), "process": os.getpid()}
-        fs, path = filesystem(_note(self.location, self._name))
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.pipe_file(path, json.dumps(seen).encode())
+        told = {
+            **self._is_of,
+            "number": self.number,
+            "began": self._began,
+            "seen": time.time(),
+            "host": platform.node(),
+            "processes": _processes(),
+            "process": os.getpid(),
+        }
+        _write(_note(self.location, self._name), json.dumps(told).encode())
+
+
+def _write(uri: str, content: bytes) -> None:
+    fs, path = filesystem(uri)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(path, content)
+
+
+def _at_work(stage: str, told: dict[str, Any]) -> str:
+    began = datetime.fromtimestamp(told["began"], UTC)
+    return (
+        f"run {told['run_id']} is at work at {stage} since {began:%Y-%m-%d %H:%M:%S} UTC (process "
+        f"{told['process']} on {told['host']}): wait for its end, or give --take-over to go on in "
+        "its place"
+    )
 
 
 def _folder(location: Location, name: str) -> str:
@@ -115,27 +162,28 @@ def _note(location: Location, name: str) -> str:
     return location.work("running", name)
 
 
-def _noted(location: Location) -> list[str]:
-    """Return the names of all attempts that were not ended, at work or killed."""
+def _noted(location: Location) -> dict[str, dict[str, Any]]:
+    """Return what attempts tell of themselves that were not ended, at work or killed, by name."""
     fs, path = filesystem(location.work("running"))
     fs.invalidate_cache(path)
     try:
         found = fs.ls(path, detail=False)
     except FileNotFoundError:
-        return []
-    return [name.rstrip("/").rpartition("/")[2] for name in found]
+        return {}
+    told = {}
+    for file in found:
+        name = file.rstrip("/").rpartition("/")[2]
+        if not name.endswith(_TAKEN):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # just ended, or just telling
+                told[name] = json.loads(fs.cat_file(file))
+    return told
 
 
-def _is_dead(location: Location, name: str) -> bool:
-    fs, path = filesystem(_note(location, name))
-    try:
-        told: dict[str, Any] = json.loads(fs.cat_file(path))
-    except (FileNotFoundError, ValueError):  # it has just ended, or is just telling
-        return False
+def _is_dead(told: dict[str, Any]) -> bool:
     if told.get("processes") == _processes():
         # However long ago it has told anything: this machine may have slept.
         return not _runs(told["process"])
-    return time.time() - told["seen"] > _DEAD_AFTER_SECONDS
+    return time.time() - float(told["seen"]) > _DEAD_AFTER_SECONDS
 
 
 def _processes() -> str:
@@ -164,4 +212,5 @@ def _remove(location: Location, name: str) -> None:
     """Remove an attempt's folder, and after it the file that leads there."""
     with contextlib.suppress(FileNotFoundError):  # another attempt removes it too
         remove_tree(_folder(location, name))
+        remove_tree(_note(location, name + _TAKEN))
         remove_tree(_note(location, name))

@@ -736,9 +736,13 @@ class Config(Strict):
 
         Keys are dotted; ``*`` stands for all keys of a mapping, or elements of a list.
         """
-        whole = self.model_dump(mode="json")
-        values = {key: _pick(whole, key.split(".")) for key in keys}
+        values = self.pick(*keys)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def pick(self, *keys: str) -> dict[str, Any]:
+        """Return the settings with these keys, as :meth:`hash` reads them."""
+        whole = self.model_dump(mode="json")
+        return {key: _pick(whole, key.split(".")) for key in keys}
 
     def require_sources(self) -> None:
         """Refuse to ingest where a source is missing, or two sources of events read one path.

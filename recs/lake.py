@@ -7,26 +7,55 @@ names, so that what an unfinished run left is never seen.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 from delta.tables import DeltaTable
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from recs import delta_log
 from recs.errors import UserError
-from recs.schema import TABLES, Mode, Table
-from recs.storage import check_uri, folder_name, join
+from recs.schema import Mode, Table, table_of
+from recs.storage import check_uri, exists, folder_name, join
 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _MODE_PROPERTY = "recs.mode"
 _VERSION_PROPERTY = "recs.schema_version"
 _RECENT_COMMITS = 20
+
+#: Operations of Delta that leave a table's rows as they are, whoever commits them.
+_UPKEEP = frozenset(
+    {
+        "OPTIMIZE",
+        "REORG",
+        "VACUUM START",
+        "VACUUM END",
+        "SET TBLPROPERTIES",
+        "UNSET TBLPROPERTIES",
+        "CLUSTER BY",
+        "ADD CONSTRAINT",
+        "DROP CONSTRAINT",
+        "CHANGE COLUMN",
+        "UPGRADE PROTOCOL",
+        "COMPUTE STATS",
+        "DOMAIN METADATA CLEANUP",
+        "ROW TRACKING BACKFILL",
+    }
+)
+
+#: What Delta says where a version can no longer be had.
+_GONE = re.compile(r"Not all files from version|DELTA_VERSION_NOT_FOUND|Cannot time travel")
+
+#: What a commit tells of itself.
+_TOLD = ("userMetadata", "operation", "operationMetrics")
 
 Write = Literal["append", "overwrite"]
 
@@ -35,21 +64,54 @@ class LakeError(UserError):
     """A table is missing, of another mode, or of a newer schema."""
 
 
+class VersionGone(LakeError):
+    """Files of a version are gone, or what Delta's log says of it."""
+
+
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a Delta table: its version, its author's mark, rows it wrote and deleted."""
+    """A commit of a Delta table.
+
+    Attributes
+    ----------
+    mark
+        What its author has given as ``userMetadata``.
+    operation
+        Delta's name of what was done, as ``WRITE``.
+    rows, deleted, bytes
+        Rows that it wrote and deleted, and bytes of the files that it wrote.
+    """
 
     version: int
     mark: str | None
-    rows: int
-    deleted: int
+    operation: str | None
+    rows: int = 0
+    deleted: int = 0
+    bytes: int = 0
+
+    @property
+    def keeps_content(self) -> bool:
+        """Whether the table's rows are those of the version before."""
+        return self.operation in _UPKEEP
 
     @classmethod
-    def of(cls, version: int, mark: str | None, metrics: Mapping[str, str] | None) -> Commit:
-        """Return a commit of Delta's ``userMetadata`` and ``operationMetrics``."""
+    def of(
+        cls,
+        version: int,
+        mark: str | None,
+        operation: str | None,
+        metrics: Mapping[str, str] | None,
+    ) -> Commit:
+        """Return a commit as Delta tells it: ``operationMetrics`` count rows and bytes."""
         metrics = metrics or {}
-        rows, deleted = metrics.get("numOutputRows", 0), metrics.get("numTargetRowsDeleted", 0)
-        return cls(version, mark, int(rows), int(deleted))
+        return cls(
+            version,
+            mark,
+            operation,
+            rows=int(metrics.get("numOutputRows", 0)),
+            deleted=int(metrics.get("numTargetRowsDeleted", 0)),
+            bytes=int(metrics.get("numOutputBytes", metrics.get("numTargetBytesAdded", 0))),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,13 +137,19 @@ class Location:
             if len(parts) > 2 or not all(_NAME.match(part) for part in parts):
                 raise LakeError(f"catalog {self.catalog!r} must be 'schema' or 'catalog.schema'")
 
-    def address(self, table: Table, mode: Mode) -> str:
-        """Return the table's path, or its full name in the catalog."""
+    def address(self, name: str, mode: Mode) -> str:
+        """Return the path of a table or part, or its full name in the catalog."""
+        shared = table_of(name).scope == "lake"
         if self.catalog is not None:
-            prefix = f"{mode}_" if table.scope == "mode" else ""
-            return f"{self.catalog}.{prefix}{table.name}"
-        folder = mode if table.scope == "mode" else "lake"
-        return join(self.root, folder, table.name)
+            prefix = "" if shared else f"{mode}_"
+            return f"{self.catalog}.{prefix}{name.replace('/', '_')}"
+        return join(self.root, "lake" if shared else mode, name)
+
+    def whole(self, table: Table, mode: Mode) -> str:
+        """Return what all parts of a table are below: a folder, or the name of a view of them."""
+        if self.catalog is not None:
+            return f"{self.catalog}.{mode}_{table.name}"
+        return join(self.root, mode, table.name)
 
     def training_set(self, mode: Mode, run_id: str) -> str:
         """Return the folder of the training set that a run exports."""
@@ -110,7 +178,10 @@ class Lake:
     location
         Where the tables live.
     mode
-        ``backtest`` or ``serve``; picks the tables of scope ``mode``.
+        ``backtest`` or ``serve``; picks the tables of scope ``mode`` and ``model``.
+
+    Tables are called by their names in :data:`recs.schema.TABLES`; those that hold models by the
+    name of a part, as ``ranks/slim``.
     """
 
     def __init__(self, spark: SparkSession, location: Location, mode: Mode) -> None:
@@ -125,12 +196,12 @@ class Lake:
     # -- names ----------------------------------------------------------------------------------
 
     def address(self, name: str) -> str:
-        """Return the path or full name of a table of :data:`recs.schema.TABLES`."""
-        return self.location.address(TABLES[name], self.mode)
+        """Return the path or full name of a table."""
+        return self.location.address(name, self.mode)
 
     def key(self, name: str) -> str:
-        """Return the name under which ``runs`` knows a table: ``events``, ``serve/ranks`` …"""
-        return f"{self.mode}/{name}" if TABLES[name].scope == "mode" else name
+        """Return the name under which ``runs`` knows a table: ``events``, ``serve/ranks/slim``."""
+        return name if table_of(name).scope == "lake" else f"{self.mode}/{name}"
 
     # -- tables ---------------------------------------------------------------------------------
 
@@ -156,11 +227,13 @@ class Lake:
         LakeError
             If the table belongs to the other mode or was written by a newer recs.
         """
-        table = TABLES[name]
+        table = table_of(name)
         if name in self._checked:
             return False
+        if table.scope == "model":
+            self._refuse_undivided(table)
         if self.exists(name):
-            migrated = self._check_and_migrate(table)
+            migrated = self._check_and_migrate(name, table)
             self._checked.add(name)
             return migrated
         builder = DeltaTable.createIfNotExists(self.spark).comment(table.comment)
@@ -173,18 +246,33 @@ class Lake:
                 column.name, column.type, nullable=column.nullable, comment=column.comment
             )
         if table.cluster_by:
-            # Statistics of other columns take time to collect, and no reader skips files by them.
-            skipped_by = ",".join((*table.cluster_by, "run_id"))
             builder = builder.clusterBy(*table.cluster_by)
-            builder = builder.property("delta.dataSkippingStatsColumns", skipped_by)
         for check, condition in table.checks.items():
             builder = builder.property(f"delta.constraints.{check}", condition)
-        for key, value in table.properties.items():
+        for key, value in table.all_properties.items():
             builder = builder.property(key, value)
         builder = builder.property(_VERSION_PROPERTY, str(table.version))
         builder.property(_MODE_PROPERTY, self._table_mode(table)).execute()
         self._checked.add(name)
         return True
+
+    def _refuse_undivided(self, table: Table) -> None:
+        """Refuse to make a part where an older recs has one table of all models.
+
+        As paths they would lie in its folder, where a VACUUM of it would remove their files.
+        """
+        whole = self.location.whole(table, self.mode)
+        if self.location.catalog is not None:
+            undivided = self.spark.catalog.tableExists(whole) and (
+                self.spark.catalog.getTable(whole).tableType != "VIEW"
+            )
+        else:
+            undivided = exists(join(whole, "_delta_log"))
+        if undivided:
+            raise LakeError(
+                f"table {whole} is of an older recs, which kept all models in one: remove it (and "
+                "the others that hold models), and fit the models again"
+            )
 
     def load(self, name: str, version: int | None = None) -> DataFrame:
         """Return a table at a Delta version (None: the newest, committed or not)."""
@@ -193,21 +281,33 @@ class Lake:
             reader = reader.option("versionAsOf", version)
         address = self.address(name)
         df = reader.table(address) if self.location.catalog is not None else reader.load(address)
-        missing = [c.name for c in TABLES[name].columns if c.name not in df.columns]
+        table = table_of(name)
+        missing = [c.name for c in table.columns if c.name not in df.columns]
         if missing:
             raise LakeError(
                 f"table {address} has no column {missing[0]!r}, for another recs wrote it: give "
                 "the lake another root, and deliver the raw data again"
             )
         # A version written before a migration reads null in the columns that came later.
-        later = [column for column in TABLES[name].added if column.name not in df.columns]
+        later = [column for column in table.added if column.name not in df.columns]
         return df.withColumns({c.name: F.lit(None).cast(c.type) for c in later}) if later else df
 
     def save(
-        self, name: str, df: DataFrame, how: Write, *, options: Mapping[str, str] | None = None
+        self,
+        name: str,
+        df: DataFrame,
+        how: Write,
+        *,
+        run_id: str | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> None:
-        """Write ``df`` (all columns of the table, any order) in one Delta commit."""
-        columns = [column.name for column in TABLES[name].all_columns]
+        """Write ``df`` (all columns of the table, any order) in one Delta commit.
+
+        Where ``run_id`` is given, the rows are this run's, and ``df`` lacks the column.
+        """
+        if run_id is not None:
+            df = df.withColumn("run_id", F.lit(run_id))
+        columns = [column.name for column in table_of(name).all_columns]
         # Without a condition, Delta would drop the table's clustering with its rows.
         all_rows = {"replaceWhere": "true"} if how == "overwrite" else {}
         writer = df.select(*columns).write.format("delta").mode(how)
@@ -216,6 +316,23 @@ class Lake:
             writer.saveAsTable(self.address(name))
         else:
             writer.save(self.address(name))
+
+    def save_row(self, name: str, row: Mapping[str, Any], options: Mapping[str, str]) -> None:
+        """Append a row that is made here, in one Delta commit."""
+        # By way of JSON it is made in the JVM; rows of Python objects cost a Python task.
+        table = table_of(name)
+        schema = table.ddl(*(column.name for column in table.all_columns))
+        text = F.lit(json.dumps(row, default=lambda value: value.isoformat()))
+        one = self.spark.range(0, 1, 1, 1).select(F.from_json(text, schema).alias("row"))
+        self.save(name, one.select("row.*"), "append", options=options)
+
+    def rows(self, name: str, version: int) -> list[Row]:
+        """Return all rows of a small table."""
+        return self.load(name, version).collect()
+
+    def compact(self, name: str) -> None:
+        """Rewrite small files, and files with deleted rows, in one Delta commit or none."""
+        self.delta(name).optimize().executeCompaction()
 
     def delete(self, name: str, keys: DataFrame, among: Column | None = None) -> None:
         """Delete, in one Delta commit, the rows whose value of ``keys``' one column is in it.
@@ -232,8 +349,22 @@ class Lake:
         merge.whenMatchedDelete().execute()
 
     def restore(self, name: str, version: int) -> None:
-        """Put the table's content back to a version, as a new version."""
-        self.delta(name).restoreToVersion(version).collect()
+        """Put the table's content back to a version, as a new version.
+
+        Raises
+        ------
+        VersionGone
+            If files of the version are gone.
+        """
+        try:
+            self.delta(name).restoreToVersion(version).collect()
+        except (PySparkException, Py4JError) as error:
+            if not _GONE.search(str(error)):
+                raise
+            raise VersionGone(
+                f"files of version {version} of {self.address(name)}, which a run has committed, "
+                f"are gone: run `recs repair {name}`"
+            ) from error
 
     def newest(self, name: str) -> int | None:
         """Return the newest version of a table, whoever wrote it; None if it is not there."""
@@ -247,10 +378,7 @@ class Lake:
             address = self.address(name)
             found = [version for version in delta_log.versions(address) if version > after]
             told = [(version, delta_log.commit_info(address, version)) for version in found]
-            return [
-                Commit.of(version, info.get("userMetadata"), info.get("operationMetrics"))
-                for version, info in told
-            ]
+            return [Commit.of(version, *(info.get(key) for key in _TOLD)) for version, info in told]
         commits = self._history(name, _RECENT_COMMITS)
         wanted = commits[0].version - after
         if wanted > len(commits):
@@ -258,7 +386,7 @@ class Lake:
         return sorted((c for c in commits if c.version > after), key=attrgetter("version"))
 
     def _history(self, name: str, limit: int) -> list[Commit]:
-        rows = self.delta(name).history(limit).select("version", "userMetadata", "operationMetrics")
+        rows = self.delta(name).history(limit).select("version", *_TOLD)
         return [Commit.of(*row) for row in rows.collect()]
 
     @contextmanager
@@ -274,11 +402,12 @@ class Lake:
     # -- schema ---------------------------------------------------------------------------------
 
     def _table_mode(self, table: Table) -> str:
-        return self.mode if table.scope == "mode" else "both"
+        return "both" if table.scope == "lake" else self.mode
 
-    def _check_and_migrate(self, table: Table) -> bool:
-        properties = self.delta(table.name).detail().select("properties").collect()[0][0]
-        address = self.address(table.name)
+    def _check_and_migrate(self, name: str, table: Table) -> bool:
+        detail = self.delta(name).detail().select("properties", "clusteringColumns").collect()[0]
+        properties = detail["properties"]
+        address = self.address(name)
         found_mode = properties.get(_MODE_PROPERTY)
         if found_mode != self._table_mode(table):
             raise LakeError(
@@ -296,22 +425,45 @@ class Lake:
                 f"table {address} has schema version {found}, and this recs begins with "
                 f"{table.first}: give the lake another root, and deliver the raw data again"
             )
+        changes = list(self._changes(table, properties, detail["clusteringColumns"]))
         if found < table.version:
-            self._migrate(table)
-        return found < table.version
+            self._add_columns(name)
+        for change in changes:
+            self._alter(name, change)
+        return bool(changes)
 
-    def _migrate(self, table: Table) -> None:
+    def _changes(
+        self, table: Table, properties: Mapping[str, str], clustering: Sequence[str]
+    ) -> Iterator[str]:
+        """Tell, as ends of ALTER TABLE, what a table lacks that this recs would make it with.
+
+        Properties and clustering that somebody has given other values keep them.
+        """
+        for check, condition in table.checks.items():
+            if f"delta.constraints.{check}".lower() not in {key.lower() for key in properties}:
+                yield f"ADD CONSTRAINT {check} CHECK ({condition})"
+        if table.cluster_by and not clustering:
+            yield f"CLUSTER BY ({', '.join(table.cluster_by)})"
+        wanted = {k: v for k, v in table.all_properties.items() if k not in properties}
+        if int(properties.get(_VERSION_PROPERTY, "1")) != table.version:
+            wanted[_VERSION_PROPERTY] = str(table.version)
+        if wanted:
+            pairs = ", ".join(f"'{key}' = '{value}'" for key, value in wanted.items())
+            yield f"SET TBLPROPERTIES ({pairs})"
+
+    def _add_columns(self, name: str) -> None:
         # An empty append that may widen the schema adds the columns without any SQL text.
-        empty = self.load(table.name).limit(0)
+        empty = self.load(name).limit(0)
         writer = empty.write.format("delta").mode("append").option("mergeSchema", "true")
-        target = self.address(table.name)
         if self.location.catalog is not None:
-            writer.saveAsTable(target)
+            writer.saveAsTable(self.address(name))
         else:
-            writer.save(target)
-            target = f"delta.`{target}`"
-        self.spark.sql(
-            f"ALTER TABLE IDENTIFIER(:target) SET TBLPROPERTIES "
-            f"('{_VERSION_PROPERTY}' = '{table.version}')",
-            args={"target": target},
-        )
+            writer.save(self.address(name))
+
+    def _alter(self, name: str, change: str) -> None:
+        """Alter a table; ``change`` is made of what :mod:`recs.schema` says alone."""
+        target = self.address(name)
+        if self.location.catalog is None:
+            # Quoted: Delta's own statements take no IDENTIFIER clause.
+            target = f"delta.`{target.replace('`', '``')}`"
+        self.spark.sql(f"ALTER TABLE {target} {change}")

@@ -1,52 +1,47 @@
 """Runs: the commit point of stages whose outputs are several Delta tables.
 
 A stage opens a :class:`Run`, reads its inputs at the versions committed when it began, writes its
-outputs, and commits by one row in ``runs``. Until that row is there nothing it wrote is read;
-its rerun puts the tables back to what is committed and starts over. Rows of ``runs`` are numbered
-without gaps and written under ``txnVersion = sequence``, which makes the append a compare-and-swap:
-of two runs that commit at once one sees the other's row first, and fails if they share an output.
+outputs, and commits by one row in ``runs`` (:mod:`recs.ledger`). Until that row is there nothing it
+wrote is read; its rerun puts the tables back to what is committed and starts over. Of two runs that
+commit at once, one sees the other's row first, and fails if they share an output.
 
 Every commit to a table bears the mark of its attempt, which no other attempt has, so that a run
-tells its own writes from those of any other, be it an attempt of its own that was given up.
+tells its own writes from those of any other, be it an attempt of its own that was given up. Commits
+that keep a table's rows as they are (OPTIMIZE, VACUUM, properties) may be anybody's, at any time.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from types import TracebackType
 from typing import Any
 
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 import recs
 from recs.attempts import Attempt
 from recs.errors import tell
-from recs.lake import Commit, Lake, LakeError, Write
-from recs.schema import TABLES, Mode
+from recs.lake import Commit, Lake, LakeError, VersionGone, Write
+from recs.ledger import RUNS, ConcurrentRun, Finished, Ledger, label
 from recs.storage import redact_text
+from recs.usage import Peaks, versions
 
 log = logging.getLogger("recs")
 
-_LEDGER_TXN = "recs.runs"
-_COMMIT_TRIES = 20
+#: Files of a version stay for 30 days after others have taken their place; see recs.schema.
+_FRESH = timedelta(days=7)
 
 
 class MissingTable(LakeError):
     """No finished run has written the table."""
-
-
-class ConcurrentRun(LakeError):
-    """Another run committed, or wrote into, a table that this run writes."""
 
 
 def new_run_id() -> str:
@@ -54,135 +49,30 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run of a stage, as consumers see it."""
-
-    run_id: str
-    stage: str
-    mode: Mode
-    config_hash: str
-    code_version: str
-    inputs: dict[str, int]
-    outputs: dict[str, int]
-    rows: dict[str, int]
-    details: dict[str, str]
-    seconds: float
-
-
-class Ledger:
-    """The table ``runs``, read whole: it grows with runs, a few a stage and day."""
-
-    def __init__(self, lake: Lake) -> None:
-        self.lake = lake
-
-    def rows(self) -> list[Row]:
-        """Return the ledger in order of sequence; empty where no run has ended yet."""
-        newest = self.lake.newest("runs")
-        if newest is None:
-            return []
-        if self.lake.ledger is None or self.lake.ledger[0] != newest:
-            found = self.lake.load("runs", newest).collect()
-            self.lake.ledger = newest, sorted(found, key=lambda row: row["sequence"])
-        return self.lake.ledger[1]
-
-    def versions(self, rows: list[Row] | None = None) -> dict[str, int]:
-        """Return table key → Delta version named by the newest finished run that wrote it."""
-        versions: dict[str, int] = {}
-        for row in self.rows() if rows is None else rows:
-            if row["state"] == "finished":
-                versions |= row["outputs"]
-        return versions
-
-    def finished(self, stage: str, rows: list[Row] | None = None) -> list[Finished]:
-        """Return the finished runs of a stage in the lake's mode, oldest first."""
-        return [
-            Finished(**{name: row[name] for name in Finished.__dataclass_fields__})
-            for row in (self.rows() if rows is None else rows)
-            if (row["stage"], row["state"]) == (stage, "finished")
-            and row["mode"] in (self.lake.mode, "both")
-        ]
-
-    def newest(
-        self, stage: str, run_id: str | None = None, rows: list[Row] | None = None
-    ) -> Finished | None:
-        """Return the newest finished run of a stage in the lake's mode (or that of ``run_id``)."""
-        runs = [run for run in self.finished(stage, rows) if run_id in (None, run.run_id)]
-        return runs[-1] if runs else None
-
-    def append(
-        self, row: dict[str, Any], check: Callable[[list[Row]], None] = lambda rows: None
-    ) -> None:
-        """Append a row, numbered as the ledger's next; ``check`` sees the rows before it.
-
-        Raises
-        ------
-        ConcurrentRun
-            What ``check`` raises; or when other runs won the append again and again.
-        """
-        for _ in range(_COMMIT_TRIES):
-            rows = self.rows()
-            read = -1 if self.lake.ledger is None else self.lake.ledger[0]
-            check(rows)
-            sequence = rows[-1]["sequence"] + 1 if rows else 0
-            token = secrets.token_hex(8)
-            numbered = {**row, "sequence": sequence}
-            failure = None
-            try:
-                self._write(self._row_as_df(numbered), sequence, token)
-            except PySparkException as error:
-                failure = error
-            # A lost race is an exception or, when the winner was already there, a dropped write;
-            # and a row may be there although something after its commit has failed.
-            commits = self.lake.commits("runs", after=read)
-            if any(commit.mark == token for commit in commits):
-                if len(commits) == 1:
-                    self.lake.ledger = commits[0].version, [*rows, _as_read(numbered)]
-                return
-            if failure is not None and "ConcurrentTransaction" not in str(failure):
-                raise failure
-        raise ConcurrentRun(
-            f"run {row['run_id']} lost the commit to other runs {_COMMIT_TRIES} times: "
-            "start it again when the lake is quieter"
-        )
-
-    def _row_as_df(self, row: dict[str, Any]) -> DataFrame:
-        # By way of JSON the row is made in the JVM; rows of Python objects cost a Python task.
-        schema = ", ".join(f"{c.name} {c.type}" for c in TABLES["runs"].all_columns)
-        text = F.lit(json.dumps(row, default=lambda value: value.isoformat()))
-        one = self.lake.spark.range(0, 1, 1, 1)
-        return one.select(F.from_json(text, schema).alias("row")).select("row.*")
-
-    def _write(self, row: DataFrame, sequence: int, token: str) -> None:
-        options = {
-            "txnAppId": _LEDGER_TXN,
-            "txnVersion": str(sequence + 1),
-            "userMetadata": token,
-        }
-        self.lake.save("runs", row, "append", options=options)
-
-
 def _restored(version: int) -> str:
     """Return the mark of a commit that puts a table's content back to a version."""
     return f"recs restored {version}"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _utc(moment: datetime) -> datetime:
+    """Return a time of the ledger, which is of this machine's zone, with its zone."""
+    return moment.astimezone(UTC)
 
 
 def _these(noun: str, names: list[str]) -> str:
     return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
-def _as_read(row: dict[str, Any]) -> Row:
-    """Return a row of the ledger as Spark collects it: times are those of this machine's zone."""
-    values = {column.name: row[column.name] for column in TABLES["runs"].all_columns}
-    started_at = row["started_at"].astimezone().replace(tzinfo=None)
-    return Row(**{**values, "started_at": started_at})
-
-
 @dataclass
 class _Output:
-    """What a run has done to one table: the committed version, and its own commits.
+    """What a run has done to one table: the committed content, and its own commits.
 
-    ``opened`` is the version that it began to write upon, ``first`` the first that is its own.
+    ``base`` is the newest version that has the committed content, ``opened`` the version that the
+    run began to write upon, ``first`` the first that may be its own.
     """
 
     base: int
@@ -191,6 +81,7 @@ class _Output:
     last: int
     writes: int = 0
     rows: int = 0
+    bytes: int = 0
     overwritten: bool = False
 
 
@@ -211,18 +102,36 @@ class Run:
         Id of the run; a rerun with the same id is a further attempt.
     config_hash
         Hash of the settings that the stage reads.
+    part
+        Model that the stage is of, where it is of one.
+    settings
+        The settings, as JSON.
     shared
         True for stages whose outputs serve both modes.
     rebuild
         True to make everything anew, whatever the stage's last run did.
+    reads, writes
+        The tables that the stage declares to read and to write; None: it may any.
+    take_over
+        True to go on where another attempt at the stage is at work, which then cannot commit.
+
+    Raises
+    ------
+    recs.attempts.AtWork
+        On entering, if another attempt at the stage (and part) is at work.
     """
 
     lake: Lake
     stage: str
     run_id: str
     config_hash: str
+    part: str | None = None
+    settings: str = "{}"
     shared: bool = False
     rebuild: bool = False
+    reads: Collection[str] | None = None
+    writes: Collection[str] | None = None
+    take_over: bool = False
     details: dict[str, str] = field(default_factory=dict)
     _outputs: dict[str, _Output] = field(default_factory=dict)
     _inputs: dict[str, int] = field(default_factory=dict)
@@ -236,17 +145,24 @@ class Run:
     def __enter__(self) -> Run:
         self._started = time.monotonic()
         self.started_at = datetime.now(UTC)
-        self.lake.create("runs")
         self.ledger = Ledger(self.lake)
-        self._rows = self.ledger.rows()
-        self._committed = self.ledger.versions(self._rows)
-        self._attempt = Attempt(self.lake.location, self._mode, self.run_id, self.stage)
-        ended = [
-            row["attempt"]
-            for row in self._rows
-            if (row["run_id"], row["stage"], row["mode"]) == (self.run_id, self.stage, self._mode)
-        ]
-        self._attempt.begin(max(ended, default=0))
+        self._attempt = Attempt(
+            self.lake.location, self._mode, self.run_id, label(self.stage, self.part)
+        )
+        # What others commit from now on is not of this stage, unless they take it over.
+        self._attempt.begin(take_over=self.take_over)
+        try:
+            self.lake.create(RUNS)
+            self._rows = self.ledger.rows()
+            self._committed = self.ledger.versions(self._rows)
+            self._peaks = Peaks.begin(self.lake.spark)
+        except BaseException:
+            self._attempt.end()
+            raise
+        this = self.run_id, self.stage, self.part, self._mode
+        for row in self._rows:
+            if (row["run_id"], row["stage"], row["part"], row["mode"]) == this:
+                self._attempt.number = max(self._attempt.number, row["attempt"] + 1)
         return self
 
     def __exit__(
@@ -284,16 +200,19 @@ class Run:
 
     # -- reading --------------------------------------------------------------------------------
 
-    def finished_runs(self, stage: str) -> list[Finished]:
+    def finished_runs(self, stage: str, part: str | None = None) -> list[Finished]:
         """Return the runs of a stage that had finished when this run began, oldest first."""
-        return self.ledger.finished(stage, self._rows)
+        return self.ledger.finished(stage, part, self._rows)
 
-    def newest(self, stage: str, run_id: str | None = None) -> Finished | None:
+    def newest(
+        self, stage: str, part: str | None = None, *, run_id: str | None = None
+    ) -> Finished | None:
         """Return the newest of :meth:`finished_runs` (or that of ``run_id``)."""
-        return self.ledger.newest(stage, run_id, self._rows)
+        return self.ledger.newest(stage, part, run_id=run_id, rows=self._rows)
 
     def has(self, name: str) -> bool:
         """Tell whether a finished run has written the table."""
+        self._hold_to_reads(name)
         return self.lake.key(name) in self._committed
 
     def read(self, name: str) -> DataFrame:
@@ -308,10 +227,37 @@ class Run:
         """
         if name in self._outputs:
             return self.lake.load(name, self._outputs[name].last)
-        return self.lake.load(name, self._note_input(name))
+        return self._load(name, self._note_input(name))
+
+    def _load(self, name: str, version: int) -> DataFrame:
+        """Return the content of a committed version.
+
+        Long after others have put its files together, these are removed; then the same rows are
+        read from a version of today.
+        """
+        made = self._maker(self.lake.key(name), version)
+        if made is not None and _now() - _utc(made["started_at"]) > _FRESH:
+            version, _ = self._same_content(name, version)
+        return self.lake.load(name, version)
+
+    def _same_content(self, name: str, version: int) -> tuple[int, bool]:
+        """Return the newest version with the content of one, and whether it is the table's newest.
+
+        Commits since that keep a table's content, and what a failed run has put back, have it.
+        """
+        same, found = version, True
+        commits = self.lake.commits(name, after=version)
+        if [commit.version for commit in commits[:1]] not in ([], [version + 1]):
+            return version, False  # Delta has removed commits of long ago
+        for commit in commits:
+            found = commit.mark == _restored(version) or (found and commit.keeps_content)
+            if found:
+                same = commit.version
+        return same, found
 
     def _note_input(self, name: str) -> int:
         """Return the version at which a table is read, which the run keeps."""
+        self._hold_to_reads(name)
         key = self.lake.key(name)
         if key not in self._committed:
             raise MissingTable(
@@ -319,6 +265,11 @@ class Run:
                 f"run the stage that makes {name!r} first"
             )
         return self._inputs.setdefault(key, self._committed[key])
+
+    def _hold_to_reads(self, name: str) -> None:
+        """Refuse what the stage does not declare: others order stages by what they declare."""
+        if self.reads is not None and name not in {*self.reads, *(self.writes or ())}:
+            raise RuntimeError(f"stage {self.stage} reads {name} and does not declare it")
 
     @property
     def inputs(self) -> dict[str, int]:
@@ -336,6 +287,7 @@ class Run:
         MissingTable
             If no finished run of the stage has read the table.
         """
+        self._hold_to_reads(name)
         last, key = self.newest(stage), self.lake.key(name)
         if last is None or key not in last.inputs:
             raise MissingTable(
@@ -344,11 +296,11 @@ class Run:
             )
         version = self._inputs.setdefault(key, last.inputs[key])
         assert version == last.inputs[key], f"{name} has been read at another version before"
-        return self.lake.load(name, version)
+        return self._load(name, version)
 
     def _last(self) -> Finished | None:
         """Return the stage's last run, if this one may build upon it."""
-        last = self.newest(self.stage)
+        last = self.newest(self.stage, self.part)
         alike = last is not None and (last.config_hash, last.code_version) == (
             self.config_hash,
             recs.__version__,
@@ -391,8 +343,8 @@ class Run:
     def made_of(self, name: str, source: str) -> int | None:
         """Return the version of ``source`` that a committed table was made of.
 
-        Directly, or by way of tables between them; both are tables of the lake's mode. None of a
-        table that is not there, or not made of it.
+        Directly, or by way of tables between them; both are of the lake's mode. None of a table
+        that is not there, or not made of it.
         """
         key, source = self.lake.key(name), self.lake.key(source)
         return self._made_of(key, self._committed.get(key), source)
@@ -448,7 +400,7 @@ class Run:
             and k not in (key, source)
             and self._made_of(k, self._committed[k], source) not in (None, version)
         ]
-        return [*chain.from_iterable(earlier), maker["stage"]]
+        return [*chain.from_iterable(earlier), label(maker["stage"], maker["part"])]
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -466,12 +418,13 @@ class Run:
         how
             ``append``, or ``overwrite`` of the whole table.
         """
-        output = self._open_output(name)
+        output = self._open_output(name, how)
         options = {"userMetadata": self._mark}
-        self.lake.save(name, df.withColumn("run_id", F.lit(self.run_id)), how, options=options)
+        self.lake.save(name, df, how, run_id=self.run_id, options=options)
         added = 0
         for commit in self._own_commits(name, after=output.last):
             output.last, added = commit.version, commit.rows
+            output.bytes += commit.bytes
         output.writes += 1
         output.rows += added
         output.overwritten |= how == "overwrite"
@@ -499,6 +452,7 @@ class Run:
             self.lake.delete(name, gone, among)
         for commit in self._own_commits(name, after=output.last):  # none where no row matches
             output.last = commit.version
+            output.bytes += commit.bytes
             if own is not None:
                 output.rows -= commit.deleted
         return self.write(name, df, "append")
@@ -506,7 +460,7 @@ class Run:
     def write_all(self, tables: Mapping[str, DataFrame], how: Write = "overwrite") -> None:
         """Write several tables at once, as :meth:`write` does; small ones cost mostly waiting."""
         for name in tables:
-            self._open_output(name)
+            self._open_output(name, how)
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda name: self.write(name, tables[name], how), tables))
 
@@ -534,25 +488,44 @@ class Run:
     def _mode(self) -> str:
         return "both" if self.shared else self.lake.mode
 
-    def _open_output(self, name: str) -> _Output:
-        """Make or migrate the table, after putting back what an unfinished run left in it."""
+    def compact(self, name: str) -> bool:
+        """Rewrite small files, and files with deleted rows; return whether there was any."""
+        output = self._open_output(name)
+        with self.lake.commit_metadata(self._mark):
+            self.lake.compact(name)
+        commits = self._own_commits(name, after=output.last)
+        for commit in commits:
+            output.last = commit.version
+        return bool(commits)
+
+    def _open_output(self, name: str, how: Write = "append") -> _Output:
+        """Make or migrate the table, after putting back what an unfinished run left in it.
+
+        What is to be overwritten is left as it is found.
+
+        Raises
+        ------
+        VersionGone
+            If what is committed cannot be put back.
+        """
         if name in self._outputs:
             return self._outputs[name]
-        base = self._committed.get(self.lake.key(name), 0)
+        if self.writes is not None and name not in self.writes:
+            raise RuntimeError(f"stage {self.stage} writes {name} and does not declare it")
+        base, as_found = self._committed.get(self.lake.key(name), 0), True
         with self.lake.commit_metadata(self._mark):
             found = self.lake.newest(name)
-            if found not in (None, base) and not self._is_restored(name, found, base):
+            first = (base if found is None else found) + 1
+            if found not in (None, base):
+                base, as_found = self._same_content(name, base)
+            if not as_found and how != "overwrite":
                 self.lake.restore(name, base)
             altered = self.lake.create(name)
-        newest = self.lake.newest(name) if altered or found != base else base
-        assert newest is not None
-        first = (base if found is None else found) + 1
-        self._outputs[name] = _Output(base=base, first=first, opened=newest, last=newest)
+        if found is None or altered or not as_found:
+            found = self.lake.newest(name)
+        assert found is not None
+        self._outputs[name] = _Output(base=base, first=first, opened=found, last=found)
         return self._outputs[name]
-
-    def _is_restored(self, name: str, version: int, base: int) -> bool:
-        """Tell whether a failed run has put a version's content back to what is committed."""
-        return self.lake.commits(name, after=version - 1)[0].mark == _restored(base)
 
     def _own_commits(self, name: str, after: int) -> list[Commit]:
         commits = self.lake.commits(name, after)
@@ -563,10 +536,14 @@ class Run:
     def _commit(self) -> None:
         row = self._row("finished")
         self.ledger.append(row, self._check_outputs)
-        self.finished = Finished(**{name: row[name] for name in Finished.__dataclass_fields__})
+        self.finished = Finished.of(row)
 
     def _check_outputs(self, rows: list[Row]) -> None:
         """Refuse the commit if another run committed or wrote any output since this one began."""
+        if self._attempt.is_taken_over():
+            raise ConcurrentRun(
+                f"another run has taken over {label(self.stage, self.part)} from run {self.run_id}"
+            )
         committed = self.ledger.versions(rows)
         befores = [output.first - 1 for output in self._outputs.values()]
         with ThreadPoolExecutor() as threads:
@@ -578,7 +555,8 @@ class Run:
                     "writing it: start this run again"
                 )
             for commit in commits:
-                if commit.version <= output.last and commit.mark != self._mark:
+                amid = commit.version <= output.last
+                if amid and commit.mark != self._mark and not commit.keeps_content:
                     raise ConcurrentRun(
                         f"another run wrote version {commit.version} of "
                         f"{self.lake.address(name)} amid run {self.run_id}: start this run again"
@@ -593,19 +571,28 @@ class Run:
         committed = self.ledger.versions()
         for name, output in self._outputs.items():
             commits = self.lake.commits(name, after=output.opened)
-            mine = bool(commits) and commits[-1].mark == self._mark
+            changed = [commit for commit in commits if not commit.keeps_content]
+            mine = bool(changed) and changed[-1].mark == self._mark
             if mine and not self._overtaken(name, committed):
-                with self.lake.commit_metadata(_restored(output.base)):
-                    self.lake.restore(name, output.base)
+                before = self._committed.get(self.lake.key(name), 0)
+                with self.lake.commit_metadata(_restored(before)):
+                    self._put_back(name, output.base)
         message = redact_text(tell(error).message)[:2000]
         failed = self._row("failed") | {"outputs": {}, "error": message}
         self.ledger.append(failed)
+
+    def _put_back(self, name: str, version: int) -> None:
+        try:
+            self.lake.restore(name, version)
+        except VersionGone as error:  # the failure itself is what is to be told
+            log.warning("%s", error)
 
     def _row(self, state: str) -> dict[str, Any]:
         key = self.lake.key
         return {
             "run_id": self.run_id,
             "stage": self.stage,
+            "part": self.part,
             "attempt": self.attempt,
             "mode": self._mode,
             "state": state,
@@ -619,4 +606,8 @@ class Run:
             "started_at": self.started_at,
             "seconds": time.monotonic() - self._started,
             "error": None,
+            "settings": redact_text(self.settings),
+            "versions": versions(self.lake.spark),
+            "bytes": {key(name): output.bytes for name, output in self._outputs.items()},
+            "memory": self._peaks.read(),
         }

@@ -1,8 +1,10 @@
 """The one vocabulary of the lake: tables, columns, types, constraints, clustering, migrations.
 
-A column is spelled once, here. Two scopes exist: tables of scope ``lake`` hold what was delivered
+A column is spelled once, here. Three scopes exist: tables of scope ``lake`` hold what was delivered
 and are shared by both modes; tables of scope ``mode`` exist once for ``backtest`` (histories cut
-before the held-out events) and once for ``serve`` (fitted on everything), and never mix.
+before the held-out events) and once for ``serve`` (fitted on everything), and never mix; those of
+scope ``model`` have in each mode a part a model, as ``ranks/slim``, which is a Delta table of its
+own: what is done with one model never waits for another.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ METRICS_WITHOUT_K = ("auc", "accuracy")
 SPLITS = ("train", "validation", "test")
 
 
+#: Of every table: VACUUM, whoever runs it, leaves the files of versions that runs still name.
+_KEPT = {
+    "delta.deletedFileRetentionDuration": "interval 30 days",
+    "delta.logRetentionDuration": "interval 60 days",
+}
+
+
 @dataclass(frozen=True)
 class Column:
     """A column: its name, Spark SQL type, meaning, and whether it may be null."""
@@ -69,6 +78,8 @@ class Table:
         Columns of liquid clustering.
     properties
         Delta table properties beside those that recs sets on every table.
+    scope
+        What has a table of its own: the lake, a mode, or a model in a mode.
     migrations
         What was added since version ``first``, ascending; the schema version is the last one's.
     first
@@ -78,7 +89,7 @@ class Table:
     name: str
     comment: str
     columns: tuple[Column, ...]
-    scope: Literal["lake", "mode"] = "mode"
+    scope: Literal["lake", "mode", "model"] = "mode"
     checks: dict[str, str] = field(default_factory=dict)
     cluster_by: tuple[str, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
@@ -99,6 +110,16 @@ class Table:
     def added(self) -> tuple[Column, ...]:
         """Columns that migrations added, in order."""
         return tuple(column for migration in self.migrations for column in migration.add)
+
+    @property
+    def all_properties(self) -> dict[str, str]:
+        """Delta's properties of the table."""
+        properties = _KEPT | self.properties
+        if self.cluster_by:
+            # Statistics of other columns take time to collect, and no reader skips files by them.
+            by = ",".join((*self.cluster_by, "run_id"))
+            properties["delta.dataSkippingStatsColumns"] = by
+        return properties
 
     def ddl(self, *names: str) -> str:
         """Return names and types of these columns, in this order, as Spark reads a schema."""
@@ -165,6 +186,18 @@ _ALL = (
             Column("started_at", "timestamp", "UTC", nullable=False),
             Column("seconds", "double", "wall clock of the stage"),
             Column("error", "string", "what a failed run said"),
+        ),
+        migrations=(
+            Migration(
+                2,
+                (
+                    Column("part", "string", "model that the stage is of; null of all"),
+                    Column("settings", "string", "settings that the stage reads, as JSON"),
+                    Column("versions", "map<string,string>", "software to its version"),
+                    Column("bytes", "map<string,bigint>", "table to bytes written by the run"),
+                    Column("memory", "map<string,bigint>", "process to its peak bytes"),
+                ),
+            ),
         ),
         scope="lake",
         checks={"known_state": "state IN ('finished', 'failed')"},
@@ -344,6 +377,7 @@ _ALL = (
         _ITEM_ID,
         Column("score", "float", "events of the item in the window", nullable=False),
         name="popularity",
+        scope="model",
         comment="Popularity of items",
         checks={"score_not_negative": "score >= 0"},
     ),
@@ -353,6 +387,7 @@ _ALL = (
         Column("neighbour_id", "int", "item whose presence in a history scores", nullable=False),
         Column("weight", "float", "w of item_id for neighbour_id", nullable=False),
         name="item_weights",
+        scope="model",
         comment="SLIM's W, column by column: score(u, item) = Σ weight over the user's neighbours",
         checks={"weight_positive": "weight > 0", "no_self": "item_id <> neighbour_id"},
         cluster_by=("item_id",),
@@ -365,6 +400,7 @@ _ALL = (
         Column("kkt_residual", "double", "largest violation of the KKT conditions", nullable=False),
         Column("objective", "double", "value of the item's objective", nullable=False),
         name="item_fits",
+        scope="model",
         comment="How each item's SLIM problem ended",
     ),
     _table(
@@ -379,6 +415,7 @@ _ALL = (
         Column("updates", "bigint", "steps of the optimizer", nullable=False),
         Column("seconds", "double", "of training, measurements included", nullable=False),
         name="trainings",
+        scope="model",
         comment="Trained networks, append-only",
     ),
     _table(
@@ -388,6 +425,7 @@ _ALL = (
         Column("vector", "array<float>", "score(u, item) = ⟨vector of u, this⟩ + bias"),
         Column("bias", "float", "added to every user's score", nullable=False),
         name="item_embeddings",
+        scope="model",
         comment="What networks have learned of items",
         cluster_by=("item_id",),
     ),
@@ -398,6 +436,7 @@ _ALL = (
         Column("last", "int", "interactions.sequence of the newest event read", nullable=False),
         Column("vector", "array<float>", "the user's query: see item_embeddings"),
         name="user_embeddings",
+        scope="model",
         comment="What networks make of users' newest events",
         cluster_by=("user_id",),
         properties=_ROWS_DELETED,
@@ -418,6 +457,7 @@ _ALL = (
         ),
         Column("fallback", "boolean", "popularity filled in for the model", nullable=False),
         name="recommendations",
+        scope="model",
         comment="Top items a user and model",
         checks={"rank_from_one": "rank >= 1"},
         cluster_by=("user_id",),
@@ -436,6 +476,7 @@ _ALL = (
         Column("head", "boolean", "target is of the most popular fifth", nullable=False),
         Column("repeat", "boolean", "user has had the item before the split", nullable=False),
         name="ranks",
+        scope="model",
         first=2,
         comment="Where each held-out target ended; all accuracy metrics come from here",
         cluster_by=("user_id",),
@@ -449,6 +490,7 @@ _ALL = (
         Column("liked", "boolean", "false: held out and disliked, or drawn", nullable=False),
         Column("score", "float", "score of the model", nullable=False),
         name="judgements",
+        scope="model",
         comment="What each model says of held-out and drawn items (protocol relevance)",
         cluster_by=("user_id",),
     ),
@@ -457,6 +499,7 @@ _ALL = (
         _MODEL_VERSION,
         *_METRIC_COLUMNS,
         name="metrics",
+        scope="model",
         comment="Metrics of each model",
     ),
     _table(
@@ -471,6 +514,7 @@ _ALL = (
         Column("nonzeros", "bigint", "weights of the model"),
         Column("seconds", "double", "fit and measurement", nullable=False),
         name="trials",
+        scope="model",
         comment="Trials of the newest search of settings",
     ),
     _table(
@@ -505,3 +549,29 @@ _ALL = (
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
+
+
+#: What stages write beside tables, and others read: folders of files.
+FOLDERS = ("training_set",)
+
+
+def part(table: str, model: str) -> str:
+    """Return the name of a model's part of a table, as ``ranks/slim``.
+
+    Of a table that models share, it is the table's name.
+    """
+    return f"{table}/{model}" if TABLES[table].scope == "model" else table
+
+
+def table_of(name: str) -> Table:
+    """Return the table of a name: of ``items``, or of a model's part, as ``ranks/slim``.
+
+    Raises
+    ------
+    KeyError
+        If no table is called so, or the name has a part where the table has none, or lacks one.
+    """
+    table, _, model = name.partition("/")
+    if bool(model) != (TABLES[table].scope == "model"):
+        raise KeyError(name)
+    return TABLES[table]

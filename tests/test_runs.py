@@ -13,8 +13,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recs import attempts, schema
+from recs.attempts import AtWork
 from recs.lake import Lake, LakeError, Location
-from recs.runs import ConcurrentRun, Ledger, MissingTable, Run
+from recs.ledger import ConcurrentRun, Ledger
+from recs.runs import MissingTable, Run
 from recs.schema import Column, Migration, Table
 
 
@@ -23,8 +25,8 @@ def lake(spark: SparkSession, tmp_path: Path) -> Lake:
     return Lake(spark, Location(str(tmp_path / "lake")), "backtest")
 
 
-def run(lake: Lake, run_id: str = "r1", stage: str = "stage") -> Run:
-    return Run(lake, stage, run_id, config_hash="c")
+def run(lake: Lake, run_id: str = "r1", stage: str = "stage", *, take_over: bool = False) -> Run:
+    return Run(lake, stage, run_id, config_hash="c", take_over=take_over)
 
 
 def ids(lake: Lake, *users: str) -> DataFrame:
@@ -78,7 +80,7 @@ def test_rerun_takes_over_what_a_killed_run_left(lake: Lake) -> None:
     killed = run(lake, "r2").__enter__()
     killed.write("user_ids", ids(lake, "b"), "append")
     assert read(lake) == ["a"]
-    with run(lake, "r2") as rerun:
+    with run(lake, "r2", take_over=True) as rerun:
         assert rerun.attempt == 2
         rerun.write("user_ids", ids(lake, "c"), "append")
     assert read(lake) == ["a", "c"]
@@ -86,14 +88,28 @@ def test_rerun_takes_over_what_a_killed_run_left(lake: Lake) -> None:
 
 def test_of_two_attempts_of_one_run_at_once_one_fails_and_nothing_is_mixed(lake: Lake) -> None:
     late = run(lake, "r1").__enter__()
-    with run(lake, "r1") as attempt:
+    with run(lake, "r1", take_over=True) as attempt:
         attempt.keep("user_ids")
         late.keep("user_ids")
         assert attempt.write("user_ids", ids(lake, "a"), "append") == 1
         assert late.write("user_ids", ids(lake, "b", "c"), "append") == 2
-    with pytest.raises(ConcurrentRun, match="user_ids"):
+    with pytest.raises(ConcurrentRun, match="taken over stage from run r1"):
         late.__exit__(None, None, None)
     assert read(lake) == ["a"]
+
+
+def test_a_stage_at_work_is_refused_to_others_at_once(lake: Lake) -> None:
+    at_work = Run(lake, "fit", "r1", config_hash="c", part="slim").__enter__()
+    with Run(lake, "fit", "r2", config_hash="c", part="popularity"):
+        pass
+    with (
+        pytest.raises(AtWork, match=r"run r1 is at work at fit/slim since .*--take-over"),
+        Run(lake, "fit", "r2", config_hash="c", part="slim"),
+    ):
+        pytest.fail("two are at work")
+    at_work.__exit__(None, None, None)
+    with Run(lake, "fit", "r2", config_hash="c", part="slim"):
+        pass
 
 
 def test_what_a_run_does_not_change_gets_no_version(lake: Lake) -> None:
@@ -127,7 +143,7 @@ def test_working_files_of_killed_attempts_are_removed_and_of_others_left(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def at_work(run_id: str) -> Run:
-        attempt = run(lake, run_id).__enter__()
+        attempt = run(lake, run_id, f"stage_{run_id}").__enter__()
         Path(attempt.work_folder).mkdir(parents=True)
         return attempt
 
@@ -144,7 +160,7 @@ def test_working_files_of_killed_attempts_are_removed_and_of_others_left(
     tell(killed, process=gone.pid)
     tell(silent, processes="another's", seen=long_ago)
     tell(elsewhere, processes="another's", process=gone.pid)
-    with run(lake, "r1") as rerun:
+    with run(lake, "r1", "stage_r1") as rerun:
         assert rerun.attempt == 2
         left = [
             Path(attempt.work_folder).exists() for attempt in (alive, killed, silent, elsewhere)
@@ -161,13 +177,13 @@ def test_of_two_runs_at_once_the_later_fails_and_nothing_is_mixed(lake: Lake) ->
         first.write("user_ids", ids(lake, "a"))
     with pytest.raises(ConcurrentRun, match="user_ids"), run(lake, "r2") as second:
         second.write("user_ids", ids(lake, "b"), "append")
-        with run(lake, "r3") as third:
+        with run(lake, "r3", "other") as third:
             third.write("user_ids", ids(lake, "c"), "append")
     assert read(lake) == ["a", "c"]
 
 
 def test_writes_of_two_runs_that_interleave_are_refused(lake: Lake) -> None:
-    other = run(lake, "r3").__enter__()
+    other = run(lake, "r3", "other").__enter__()
     with pytest.raises(ConcurrentRun), run(lake, "r2") as second:
         second.write("user_ids", ids(lake, "b"), "append")
         other.write("user_ids", ids(lake, "c"), "append")
@@ -295,8 +311,8 @@ def test_rows_that_came_after_another_stage_has_read_come_with_its_next_run(lake
 def test_tables_made_of_other_versions_are_refused_with_the_stages_to_run(lake: Lake) -> None:
     counted = "items int, shuffle int, rules bigint, shuffled_rules bigint, lost bigint"
     made = {
-        "popularity": lake.spark.createDataFrame(
-            [("m", 0, 1.0)], "model string, item_id int, score float"
+        "catalogue": lake.spark.createDataFrame(
+            [(0, 1, 1)], "item_id int, train_events bigint, known_events bigint"
         ),
         "user_positives": positives(lake, 0, item=5),
         "sequentiality": lake.spark.createDataFrame([(2, 0, 1, 1, 0)], counted),
@@ -310,23 +326,23 @@ def test_tables_made_of_other_versions_are_refused_with_the_stages_to_run(lake: 
 
     def require(*tables: str) -> None:
         with run(lake, f"r-{time.monotonic()}", "reader") as reader:
-            reader.require_one_generation("popularity", *tables)
+            reader.require_one_generation("catalogue", *tables)
 
-    make("day1", "count", "popularity")
+    make("day1", "count", "catalogue")
     with pytest.raises(MissingTable, match="user_positives"):
         require("user_positives")
-    make("day1", "positives", "user_positives", "popularity")
+    make("day1", "positives", "user_positives", "catalogue")
     make("day1", "rules", "sequentiality", "user_positives")
     require("user_positives", "sequentiality")
-    make("day2", "count", "popularity")
-    told = "popularity are of run day2, but run day1 made {} of others: run the {}"
+    make("day2", "count", "catalogue")
+    told = "catalogue are of run day2, but run day1 made {} of others: run the {}"
     for table, stages in (
         ("user_positives", "stage positives"),
         ("sequentiality", "stages positives, rules"),
     ):
         with pytest.raises(LakeError, match=told.format(table, stages)):
             require(table)
-    make("day2", "positives", "user_positives", "popularity")
+    make("day2", "positives", "user_positives", "catalogue")
     with pytest.raises(LakeError, match=told.format("sequentiality", "stage rules")):
         require("user_positives", "sequentiality")
     make("day2", "rules", "sequentiality", "user_positives")
@@ -343,17 +359,27 @@ def test_other_settings_make_everything_anew(lake: Lake) -> None:
 
 def test_modes_have_tables_of_their_own(lake: Lake, spark: SparkSession) -> None:
     serve = Lake(spark, lake.location, "serve")
-    assert lake.address("ranks") != serve.address("ranks")
+    assert lake.address("ranks/slim") != serve.address("ranks/slim")
+    assert lake.address("catalogue") != serve.address("catalogue")
     assert lake.address("events") == serve.address("events")
 
 
 def test_table_of_the_other_mode_is_refused(lake: Lake, spark: SparkSession) -> None:
-    lake.create("ranks")
+    lake.create("ranks/slim")
     serve = Lake(spark, lake.location, "serve")
-    Path(serve.address("ranks")).parent.mkdir(parents=True)
-    Path(lake.address("ranks")).rename(serve.address("ranks"))
+    Path(serve.address("ranks/slim")).parent.mkdir(parents=True)
+    Path(lake.address("ranks/slim")).rename(serve.address("ranks/slim"))
     with pytest.raises(LakeError, match="backtest"):
-        serve.create("ranks")
+        serve.create("ranks/slim")
+
+
+def test_a_table_of_all_models_is_refused_beside_parts(lake: Lake) -> None:
+    old = Table(**{**schema.TABLES["ranks"].__dict__, "scope": "mode"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(schema.TABLES, "ranks", old)
+        Lake(lake.spark, lake.location, lake.mode).create("ranks")
+    with pytest.raises(LakeError, match="kept all models in one: remove it"):
+        lake.create("ranks/slim")
 
 
 def test_migration_adds_columns_that_old_rows_read_as_null(

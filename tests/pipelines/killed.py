@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.run import open_lake, run_stages, stages_of
 from recs.config import load_config
+from recs.ledger import label
 from recs.runs import Run
 
 #: What subprocess calls the end by SIGKILL.
@@ -30,19 +31,19 @@ def main() -> None:
     write, commit, enter = Run.write, Run._commit, Run.__enter__
 
     def enter_and_wait(run: Run) -> Run:
-        if run.stage == stage and point in ("driver", "worker"):
+        if of(run) == stage and point in ("driver", "worker"):
             kill = die if point == "driver" else kill_a_worker
             threading.Timer(float(seconds), kill).start()
         return enter(run)
 
     def write_or_die(run: Run, *given: Any, **options: Any) -> int:
-        if (point, stage) == ("inside", run.stage):
+        if (point, stage) == ("inside", of(run)):
             threading.Timer(0.15, die).start()
         return write(run, *given, **options)
 
     def commit_or_die(run: Run) -> None:
         commit(run)
-        if (point, stage) == ("after", run.stage):
+        if (point, stage) == ("after", of(run)):
             die()
 
     Run.__enter__ = enter_and_wait  # type: ignore[method-assign]
@@ -50,6 +51,10 @@ def main() -> None:
     Run._commit = commit_or_die  # type: ignore[assignment, method-assign]
     config = load_config(file, overrides)
     run_stages(stages_of(config), config, open_lake(config))
+
+
+def of(run: Run) -> str:
+    return label(run.stage, run.part)
 
 
 def die() -> None:

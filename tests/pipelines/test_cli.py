@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipelines import cli, run
-from pipelines.evaluate import GateFailed, check_gates
+from pipelines.compare import GateFailed, check_gates
 from recs.config import ConfigError, load_config
 from recs.lake import LakeError
 
@@ -82,9 +82,9 @@ def test_a_gate_on_what_is_not_measured_is_refused_where_it_counts(
     file.write_text(yaml.safe_dump(GATED | {"evaluate": {"gates": gates}}))
     config = load_config(file, ["root=lake"])
     with pytest.raises(ConfigError) as error:
-        run.check([run.STAGES["evaluate"]], config)
+        run.check(run.stages_named(config, "compare"), config)
     assert message in str(error.value)
-    run.check([run.STAGES["recommend"]], config)
+    run.check(run.stages_named(config, "recommend"), config)
     run.check(run.stages_of(config.model_copy(update={"mode": "serve"}))[1:], config)
 
 
@@ -96,7 +96,8 @@ def test_gates_on_lists_and_whole_rankings_are_measured_under_any_protocol(tmp_p
     file = tmp_path / "gated.yaml"
     evaluate = {"gates": gates, "protocols": ["uniform100"]}
     file.write_text(yaml.safe_dump(GATED | {"evaluate": evaluate}))
-    run.check([run.STAGES["evaluate"]], load_config(file, ["root=lake"]))
+    config = load_config(file, ["root=lake"])
+    run.check(run.stages_named(config, "compare"), config)
 
 
 def test_data_that_is_not_there_is_missed_by_ingest_alone(
@@ -107,7 +108,8 @@ def test_data_that_is_not_there_is_missed_by_ingest_alone(
     file.write_text(yaml.safe_dump(GATED))
     assert cli.main(["ingest", "--config", str(file), "root=lake"]) == 2
     assert "give it as data=FOLDER" in capsys.readouterr().err
-    run.check([run.STAGES["recommend"]], load_config(file, ["root=lake"]))
+    config = load_config(file, ["root=lake"])
+    run.check(run.stages_named(config, "recommend"), config)
 
 
 def test_a_metric_that_is_no_number_passes_no_gate(tmp_path: Path) -> None:

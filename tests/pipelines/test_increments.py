@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.run import STAGES, open_lake, run_stages
+from pipelines.run import open_lake, run_stages, stages_named
 from recs.config import Config
 from recs.lake import Lake
-from recs.runs import Ledger
+from recs.ledger import Ledger
 from tests.pipelines.delivery import deliver
 
 PREPARE = ("ingest", "vocabulary", "split", "sequences", "positives")
@@ -23,7 +23,7 @@ TABLES = ("events", "user_ids", "item_ids", "interactions", "sequences", "user_p
 
 def run(config: Config, *stages: str) -> Lake:
     lake = open_lake(config)
-    run_stages([STAGES[name] for name in stages], config, lake)
+    run_stages(stages_named(config, *stages), config, lake)
     return lake
 
 

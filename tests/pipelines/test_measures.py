@@ -15,12 +15,12 @@ from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 import pipelines.inputs
-from pipelines.evaluate import _warn_of_short_lists
 from pipelines.inputs import bounded_batches
-from pipelines.run import STAGES, open_lake, run_stages
+from pipelines.rank import _warn_of_short_lists
+from pipelines.run import open_lake, run_stages, stages_named
+from recs import readers
 from recs.config import Config
 from recs.lake import Lake
-from recs.runs import Ledger
 from tests.pipelines.delivery import configurer, deliver, make_delivery
 
 Configure = Callable[..., Config]
@@ -49,11 +49,11 @@ def measured(
     configure = configurer(delivery, folder / "lake")
     config = configure(*SETTINGS)
     lake = open_lake(config)
-    names = ["ingest", "vocabulary", "split", "fit_popularity", "fit_slim", "recommend", "evaluate"]
-    run_stages([STAGES[name] for name in names], config, lake)
+    names = ["ingest", "vocabulary", "split", "fit", "recommend", "rank"]
+    run_stages(stages_named(config, *names), config, lake)
 
     def rows(table: str) -> list[Row]:
-        return lake.load(table, Ledger(lake).versions()[lake.key(table)]).collect()
+        return readers.read(lake, table).collect()
 
     return configure, lake, rows
 
@@ -107,7 +107,7 @@ def test_a_search_measures_as_evaluation_does(
         *("tune_slim.l1=[0.1]", "tune_slim.l2=[0.1]", f"tune_slim.protocol={protocol}"),
         *("tune_slim.metric=ndcg", "tune_slim.k=5"),
     )
-    run_stages([STAGES["tune_slim"]], config, lake)
+    run_stages(stages_named(config, "tune/slim"), config, lake)
     (trial,) = rows("trials")
     assert 0 < trial.value < 1
     assert (trial.value, trial.users) == (pytest.approx(metric.value), metric.users)

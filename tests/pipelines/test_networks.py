@@ -16,11 +16,12 @@ from pyspark.sql import functions as F
 import pipelines.networks
 import pipelines.tune
 from pipelines.cli import main
-from pipelines.run import STAGES, open_lake, run_stages, stages_of
+from pipelines.run import open_lake, run_stages, stages_named, stages_of
 from pipelines.sequentiality import read_changes
+from recs import readers
 from recs.config import Config, ConfigError, load_config
 from recs.lake import Lake, LakeError
-from recs.runs import Ledger
+from recs.ledger import Ledger
 from recs.storage import write_file
 from recs.training.dataset import open_training_set
 from recs.training.launch import LaunchError, StartError, check
@@ -58,16 +59,15 @@ def finished(
 
 
 def rows_of(lake: Lake, table: str) -> list[dict[str, Any]]:
-    version = Ledger(lake).versions()[lake.key(table)]
-    return [row.asDict(recursive=True) for row in lake.load(table, version).collect()]
+    return [row.asDict(recursive=True) for row in readers.read(lake, table).collect()]
 
 
 def test_networks_end_in_metrics_and_lists(
     finished: tuple[Configure, Lake, dict[str, Any]],
 ) -> None:
     configure, lake, document = finished
-    assert list(document["seconds"]) == [stage.name for stage in stages_of(configure(*GIVEN))]
-    assert {"export", "train", "embed"} <= set(document["seconds"])
+    assert list(document["seconds"]) == [stage.label for stage in stages_of(configure(*GIVEN))]
+    assert {"export", "train/sasrec", "embed/sasrec"} <= set(document["seconds"])
     assert {row["model"] for row in document["metrics"]} == {"popularity", "sasrec"}
     lists = [row for row in rows_of(lake, "recommendations") if row["model"] == "sasrec"]
     assert {row["model_version"] for row in lists} == {"first"}
@@ -114,7 +114,7 @@ def test_a_training_is_validated_by_what_evaluate_measures(
     shutil.copytree(lake.location.root, tmp_path / "lake")
     given = ("evaluate.split=validation", "evaluate.ks=[10]", "recommend.k=10")
     config = configure(*GIVEN, f"root={tmp_path}/lake", *given)
-    stages = [STAGES[name] for name in ("fit_popularity", "embed", "recommend", "evaluate")]
+    stages = stages_named(config, "fit", "embed", "recommend", "rank", "compare")
     metrics = run_stages(stages, config, open_lake(config)).document()["metrics"]
     (measured,) = (
         row["value"]
@@ -133,7 +133,8 @@ def test_validation_events_are_trained_on_if_nothing_is_held_out(
     shutil.copytree(lake.location.root, tmp_path / "lake")
     given = (f"root={tmp_path}/lake", f"export.hold_out={hold_out}", "run_id=again")
     lake = open_lake(configure(*GIVEN, *given))
-    run_stages([STAGES["export"]], configure(*GIVEN, *given), lake)
+    config = configure(*GIVEN, *given)
+    run_stages(stages_named(config, "export"), config, lake)
     exported = Ledger(lake).newest("export")
     assert exported is not None
     data = open_training_set(lake.location.training_set("backtest", exported.run_id))
@@ -170,9 +171,10 @@ def test_networks_trained_on_validation_events_cannot_be_embedded_for_them(
 ) -> None:
     config = untrained("export.hold_out=false")
     lake = open_lake(config)
-    run_stages([STAGES["export"], STAGES["train"]], config, lake)
+    run_stages(stages_named(config, "export", "train"), config, lake)
+    config = untrained("evaluate.split=validation")
     with pytest.raises(LakeError, match="export.hold_out=true"):
-        run_stages([STAGES["embed"]], untrained("evaluate.split=validation"), lake)
+        run_stages(stages_named(config, "embed"), config, lake)
 
 
 def test_checkpoints_go_when_a_training_is_committed(
@@ -188,14 +190,15 @@ def test_a_run_that_finished_training_takes_it_over(
 ) -> None:
     configure, lake, _ = finished
     config = configure(*GIVEN, "run_id=first")
-    run_stages([STAGES["train"]], config, lake)
+    run_stages(stages_named(config, "train"), config, lake)
     assert len(rows_of(lake, "trainings")) == 1
 
 
 def test_shuffled_histories_are_measured(finished: tuple[Configure, Lake, dict[str, Any]]) -> None:
     configure, lake, document = finished
     given = ("sequentiality={shuffles: 1, min_count: 2, k: 5}", "run_id=shuffled")
-    done = run_stages([STAGES["sequentiality"]], configure(*GIVEN, *given), lake).finished
+    config = configure(*GIVEN, *given)
+    done = run_stages(stages_named(config, "sequentiality"), config, lake).finished
     (row,) = rows_of(lake, "model_sequentiality")
     (ndcg,) = (
         metric["value"]
@@ -218,20 +221,21 @@ def test_new_events_embed_only_the_users_that_have_them(
     config = configure(*given, "run_id=second")
     deliver(Path(str(config.data)), 2, range(28, 32))
     lake = open_lake(config)
-    run_stages([STAGES[name] for name in ("ingest", "vocabulary", "split")], config, lake)
+    run_stages(stages_named(config, "ingest", "vocabulary", "split"), config, lake)
     for stages, missing in (
         ((), "run the stage sequences"),
         (("sequences",), "run the stage embed"),
-        (("embed",), "run the stages export, train, embed"),
+        (("embed",), "run export, train/sasrec, embed/sasrec"),
     ):
-        run_stages([STAGES[name] for name in stages], config, lake)
+        run_stages(stages_named(config, *stages), config, lake)
         with pytest.raises(LakeError, match=missing):
-            run_stages([STAGES["sequentiality"]], config, lake)
+            run_stages(stages_named(config, "sequentiality"), config, lake)
     rows = rows_of(lake, "user_embeddings")
     assert len(rows) == 32 == len({row["user_id"] for row in rows})
     assert sum(row["run_id"] == "second" for row in rows) == 4
     assert {row["model_version"] for row in rows} == {"first"}
-    run_stages([STAGES["embed"]], configure(*given, "run_id=third", "rebuild=true"), lake)
+    config = configure(*given, "run_id=third", "rebuild=true")
+    run_stages(stages_named(config, "embed"), config, lake)
     again = {row["user_id"]: row for row in rows_of(lake, "user_embeddings")}
     for row in rows:
         assert again[row["user_id"]]["last"] == row["last"]
@@ -242,11 +246,11 @@ def test_stages_out_of_order_say_what_to_run(spark: SparkSession, configured: Co
     config = configured(*GIVEN)
     lake = open_lake(config)
     with pytest.raises(LakeError, match="run the stage export first"):
-        run_stages([STAGES["train"]], config, lake)
-    with pytest.raises(LakeError, match="run the stage train first"):
-        run_stages([STAGES["embed"]], config, lake)
-    with pytest.raises(ConfigError, match="add one of sasrec"):
-        run_stages([STAGES["train"]], configured(), lake)
+        run_stages(stages_named(config, "train"), config, lake)
+    with pytest.raises(LakeError, match="run the stage train/sasrec first"):
+        run_stages(stages_named(config, "embed"), config, lake)
+    with pytest.raises(ConfigError, match="none of models popularity, slim has a stage 'train'"):
+        stages_named(configured(), "train")
 
 
 @pytest.mark.parametrize(
@@ -319,14 +323,15 @@ def test_settings_that_cannot_be_are_told_before_anything_runs(
 def test_each_network_is_of_the_run_that_trained_it(untrained: Configure) -> None:
     config = untrained("models=popularity,gru4rec", "run_id=second")
     lake = open_lake(config)
-    run_stages([STAGES["train"]], config, lake)
+    run_stages(stages_named(config, "train"), config, lake)
 
-    run_stages([STAGES["recommend"]], untrained("models=sasrec", "run_id=third"), lake)
+    config = untrained("models=sasrec", "run_id=third")
+    run_stages(stages_named(config, "recommend"), config, lake)
     lists = rows_of(lake, "recommendations")
     assert {row["model_version"] for row in lists if row["model"] == "sasrec"} == {"first"}
     again = untrained("models=popularity,gru4rec", "run_id=fourth")
     with pytest.raises(LakeError, match="gru4rec has no vectors: run the stage embed"):
-        run_stages([STAGES["recommend"]], again, lake)
+        run_stages(stages_named(again, "recommend"), again, lake)
 
 
 def test_embeddings_are_of_the_newest_events(
@@ -387,7 +392,7 @@ class TestTuning:
         of = [best[key] for key in ("model", "protocol", "split", "metric", "k", "users")]
         assert of == ["sasrec", "full", "validation", "ndcg", 10, 30]
         keys = ["model.dim", "training.optimizer.rate"]
-        assert shown[0].split() == [*keys, "metric", "k", "value", "seconds"]
+        assert shown[0].split() == [*keys, "protocol", "metric", "k", "value", "seconds"]
         assert "best: " + " ".join(f"networks.sasrec.{k}={best[k]}" for k in keys) in shown
         (kept,) = Path(lake.location.root).glob("studies/backtest/sasrec/first/trial-*")
         assert f"model: {kept}/model" in shown and (kept / "model" / "weights").is_file()
@@ -404,12 +409,12 @@ class TestTuning:
         given = (*GIVEN, *TUNE, "models=sasrec", "networks.sasrec.tune.trials=2")
         config = configure(*given, "run_id=second")
         lake = open_lake(config)
-        run_stages([STAGES["tune_networks"]], config, lake)
+        run_stages(stages_named(config, "tune"), config, lake)
         trials = rows_of(lake, "trials")
         assert len(trials) == 2 and all(0 < trial["value"] <= 1 for trial in trials)
         assert all(trial["seconds"] > 0 for trial in trials)
-        done = Ledger(lake).newest("tune_networks")
+        done = Ledger(lake).newest("tune", "sasrec")
         assert done is not None
-        network, _ = load_model(done.details["sasrec"])
+        network, _ = load_model(done.details["model"])
         best = max(trials, key=lambda trial: trial["value"])
         assert network.item_vectors().shape == (20, int(best["settings"]["model.dim"]))

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.run import STAGES, open_lake, run_stages
+from pipelines.run import open_lake, run_stages, stages_named
+from recs import readers
 from recs.config import Config
 from recs.lake import Lake, LakeError
-from recs.runs import Ledger
+from recs.ledger import Ledger
 from tests.pipelines.delivery import configurer, deliver, make_delivery
 
 # A delivery has a row that is no event.
@@ -45,7 +46,7 @@ class Warehouse:
             if day is not None:
                 deliver(self.folder, *day)
             self.ingested |= stage == "ingest"
-            run_stages([STAGES[stage]], self.config, self.lake)
+            run_stages(stages_named(self.config, stage), self.config, self.lake)
 
     def refused(self, *stages: str) -> dict[str, str]:
         """Run stages, and return what each that was refused has said."""
@@ -126,7 +127,7 @@ def test_stages_without_anything_new_commit_no_table(spark: SparkSession, tmp_pa
     stages = ("ingest", "vocabulary", "split", "sequences", "positives")
     warehouse.run(*stages)
     before = Ledger(warehouse.lake).versions()
-    run_stages([STAGES[stage] for stage in stages], warehouse.config, warehouse.lake)
+    run_stages(stages_named(warehouse.config, *stages), warehouse.config, warehouse.lake)
     assert Ledger(warehouse.lake).versions() == before
 
 
@@ -135,20 +136,19 @@ def test_a_backtest_measures_models_and_lists_of_the_interactions_it_reads(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     warehouse = Warehouse(tmp_path)
-    fit_and_list = ("fit_popularity", "recommend", "evaluate")
+    fit_and_list = ("fit", "recommend", "rank")
     warehouse.run("ingest", "vocabulary", "split", *fit_and_list)
     warehouse.run("ingest", "vocabulary", "split")
-    told = warehouse.refused("recommend", "evaluate")
-    assert "run the stage fit_popularity" in told["recommend"]
-    assert "run the stages fit_popularity, recommend" in told["evaluate"]
+    told = warehouse.refused("recommend", "rank")
+    assert "run the stage fit/popularity" in told["recommend"]
+    assert "run the stages fit/popularity, recommend/popularity" in told["rank"]
     warehouse.run(*fit_and_list)
 
 
 @pytest.mark.slow
 def test_what_serves_may_be_fitted_on_earlier_days(spark: SparkSession, tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path, "mode=serve")
-    warehouse.run("ingest", "vocabulary", "split", "fit_popularity", "recommend")
+    warehouse.run("ingest", "vocabulary", "split", "fit", "recommend")
     warehouse.run("ingest", "vocabulary", "split", "recommend")
-    newest = Ledger(warehouse.lake).versions()["serve/recommendations"]
-    lists = warehouse.lake.load("recommendations", newest)
+    lists = readers.read(warehouse.lake, "recommendations")
     assert "user33" in {row["user"] for row in lists.select("user").distinct().collect()}

@@ -13,9 +13,10 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.run import open_lake, stages_of
+from recs import readers
 from recs.config import Config
 from recs.lake import Lake
-from recs.runs import Ledger
+from recs.ledger import Ledger
 from tests.pipelines.delivery import deliver
 from tests.pipelines.killed import KILLED
 
@@ -44,7 +45,8 @@ def committed(lake: Lake) -> Tables:
         return sorted(map(str, rounded.collect()))
 
     versions = Ledger(lake).versions()
-    return {key: rows(key.rpartition("/")[2], version) for key, version in versions.items()}
+    names = readers.names(lake, versions)
+    return {lake.key(name): rows(name, versions[lake.key(name)]) for name in names}
 
 
 @pytest.mark.slow
@@ -57,9 +59,9 @@ def test_a_run_killed_inside_and_after_every_stage_ends_as_an_unbroken_one(
     expected = committed(open_lake(whole))
     for stage in stages_of(broken):
         for point in ("inside", "after"):
-            assert start(broken, delivery, point, stage.name, "run_id=night") == KILLED
+            assert start(broken, delivery, point, stage.label, "run_id=night") == KILLED
             for table, rows in committed(open_lake(broken)).items():
-                assert rows == expected[table], f"{table} after a kill {point} {stage.name}"
+                assert rows == expected[table], f"{table} after a kill {point} {stage.label}"
     assert start(broken, delivery, "never", "", "run_id=night") == 0
     assert committed(open_lake(broken)) == expected
 
@@ -82,14 +84,14 @@ def test_a_second_day_killed_at_random_moments_ends_as_an_unbroken_one(
     after = committed(open_lake(whole))
     moments = random.Random(4)
     for stage in stages_of(broken):
-        unbroken = Ledger(open_lake(whole)).newest(stage.name)
+        unbroken = Ledger(open_lake(whole)).newest(stage.name, stage.model)
         assert unbroken is not None
         for victim in ("driver", "worker", "driver"):
             point = f"{victim}:{moments.uniform(0, 0.9 * unbroken.seconds):.2f}"
-            ended = start(broken, delivery, point, stage.name, *given, "run_id=two")
-            print(f"{point} of {stage.name}: {ended}", flush=True)
-            assert ended != 0 or victim == "driver", f"{point} of {stage.name}"
+            ended = start(broken, delivery, point, stage.label, *given, "run_id=two")
+            print(f"{point} of {stage.label}: {ended}", flush=True)
+            assert ended != 0 or victim == "driver", f"{point} of {stage.label}"
             for table, rows in committed(open_lake(broken)).items():
-                assert rows in (before[table], after[table]), f"{table}, {point} of {stage.name}"
+                assert rows in (before[table], after[table]), f"{table}, {point} of {stage.label}"
     assert start(broken, delivery, "never", "", *given, "run_id=two") == 0
     assert committed(open_lake(broken)) == after

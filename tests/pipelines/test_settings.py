@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipelines.job import Job, Stage
-from pipelines.run import STAGES
+from pipelines.run import all_stages, stages_named
 from recs.config import Config
 from recs.settings import Strict
 
@@ -196,7 +196,7 @@ class Followed:
         return None if isinstance(base, Setting) or base is None else getattr(base, node.attr, None)
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", all_stages(CONFIG), ids=lambda stage: stage.label)
 def test_what_a_stage_reads_is_among_its_settings(stage: Stage) -> None:
     keys: set[str] = set()
     Followed(stage.work, {"job": JOB}, keys)  # type: ignore[arg-type]
@@ -214,10 +214,10 @@ def test_what_a_stage_reads_is_among_its_settings(stage: Stage) -> None:
 
 def test_what_is_read_through_others_is_found() -> None:
     keys: set[str] = set()
-    Followed(STAGES["recommend"].work, {"job": JOB}, keys)  # type: ignore[arg-type]
+    (stage,) = stages_named(CONFIG, "recommend/slim")
+    Followed(stage.work, {"job": JOB}, keys)  # type: ignore[arg-type]
     assert keys == {
         "mode",
-        "models",
         "split.recommendable",
         "events.types",
         "slim.values",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.run import STAGES
+from pipelines.run import stages_named
 from recs.config import Config
 
 TUNE = "networks.sasrec.tune={trials: 4, space: {model.dim: [8, 16]}}"
@@ -49,8 +49,8 @@ def test_mistakes_are_told_before_anything_runs(
 def test_what_is_trained_does_not_depend_on_what_is_searched(
     configured: Callable[..., Config],
 ) -> None:
-    stage = STAGES["train"]
     plain = configured("models=sasrec")
+    (stage,) = stages_named(plain, "train")
     tuned = configured("models=sasrec", TUNE)
     other = configured("models=sasrec", TUNE, "networks.sasrec.training.epochs=2")
     assert plain.hash(*stage.settings) == tuned.hash(*stage.settings)

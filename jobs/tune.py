@@ -1,4 +1,4 @@
-"""spark-submit jobs/tune_networks.py MODEL --config FILE [key=value ...]: ``recs tune MODEL``."""
+"""spark-submit jobs/tune.py MODEL --config FILE [key=value ...]: ``recs tune MODEL``."""
 
 import sys
 
