@@ -114,6 +114,11 @@ class Commit:
         )
 
 
+def restored(version: int) -> str:
+    """Return the mark of a commit that puts a table's content back to a version."""
+    return f"recs restored {version}"
+
+
 @dataclass(frozen=True)
 class Location:
     """Where the tables live: a folder, or a catalog and schema.
@@ -384,6 +389,21 @@ class Lake:
         if wanted > len(commits):
             commits = self._history(name, wanted)
         return sorted((c for c in commits if c.version > after), key=attrgetter("version"))
+
+    def same_content(self, name: str, version: int) -> tuple[int, bool]:
+        """Return the newest version with the content of one, and whether it is the table's newest.
+
+        Commits since that keep a table's content, and what a failed run has put back, have it.
+        """
+        same, found = version, True
+        commits = self.commits(name, after=version)
+        if commits and commits[0].version != version + 1:
+            return version, False  # Delta has removed commits of long ago
+        for commit in commits:
+            found = commit.mark == restored(version) or (found and commit.keeps_content)
+            if found:
+                same = commit.version
+        return same, found
 
     def _history(self, name: str, limit: int) -> list[Commit]:
         rows = self.delta(name).history(limit).select("version", *_TOLD)

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyspark.errors import PySparkException
@@ -30,6 +31,10 @@ _LONGEST_PAUSE_SECONDS = 2.0
 _ROWS_A_FILE = 64
 
 
+#: Files of a version stay for 30 days after others have taken their place; see recs.schema.
+_FRESH = timedelta(days=7)
+
+
 class ConcurrentRun(LakeError):
     """Another run committed, or wrote into, a table that this run writes, or does its stage."""
 
@@ -37,6 +42,14 @@ class ConcurrentRun(LakeError):
 def label(stage: str, part: str | None) -> str:
     """Return a stage as people know it: ``split``, or ``fit/slim`` of a model."""
     return stage if part is None else f"{stage}/{part}"
+
+
+def maker(rows: list[Row], key: str, version: int | None) -> Row | None:
+    """Return the newest finished run that names a version of a table as its output."""
+    for row in reversed(rows):
+        if row["state"] == "finished" and row["outputs"].get(key, -1) == version:
+            return row
+    return None
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,17 @@ class Ledger:
             if row["state"] == "finished":
                 versions |= row["outputs"]
         return versions
+
+    def readable(self, name: str, version: int, rows: list[Row] | None = None) -> int:
+        """Return the version at which to read the content of a committed version of a table.
+
+        Long after others have put its files together, these are removed; then the same rows are
+        read from a version of today.
+        """
+        found = maker(self.rows() if rows is None else rows, self.lake.key(name), version)
+        if found is None or datetime.now(UTC) - found["started_at"].astimezone(UTC) < _FRESH:
+            return version
+        return self.lake.same_content(name, version)[0]
 
     def finished(
         self, stage: str, part: str | None = None, rows: list[Row] | None = None

@@ -53,51 +53,61 @@ def read(lake: Lake, table: str) -> DataFrame:
     MissingTable
         If no finished run has written it.
     """
-    versions = Ledger(lake).versions()
-    found = [name for name in names(lake, versions) if table in (name, table_of(name).name)]
+    found = {
+        name: version
+        for name, version in _readable(lake).items()
+        if table in (name, table_of(name).name)
+    }
     if not found:
         raise MissingTable(f"no finished run has written {table} in mode {lake.mode}")
-    parts = [lake.load(name, versions[lake.key(name)]) for name in found]
+    parts = [lake.load(name, version) for name, version in found.items()]
     return reduce(DataFrame.unionByName, parts)
 
 
 def tables(lake: Lake) -> dict[str, dict[str, Any]]:
     """Return path (or full name) and committed version of each table and part, by name."""
-    versions = Ledger(lake).versions()
     return {
-        name: {"path": lake.address(name), "version": versions[lake.key(name)]}
+        name: {"path": lake.address(name), "version": version}
+        for name, version in _readable(lake).items()
+    }
+
+
+def _readable(lake: Lake) -> dict[str, int]:
+    """Return the version at which to read each committed table and part, by name."""
+    ledger = Ledger(lake)
+    rows = ledger.rows()
+    versions = ledger.versions(rows)
+    return {
+        name: ledger.readable(name, versions[lake.key(name)], rows)
         for name in names(lake, versions)
     }
 
 
 def write_down(lake: Lake) -> None:
     """Write for readers without recs what is committed; what is there of a later run stays."""
-    ledger = Ledger(lake)
-    rows = ledger.rows()
+    rows = Ledger(lake).rows()
     if not rows:
         return
+    committed, sequence = tables(lake), rows[-1]["sequence"]
     if lake.location.catalog is not None:
-        _replace_views(lake, ledger.versions(rows))
+        _replace_views(lake, committed)
     path = join(lake.location.root, f"tables-{lake.mode}.json")
     there = json.loads(read_file(path) or b"{}")
-    sequence = rows[-1]["sequence"]
     if there.get("sequence", -1) < sequence:
-        document = {"sequence": sequence, "mode": lake.mode, "tables": tables(lake)}
+        document = {"sequence": sequence, "mode": lake.mode, "tables": committed}
         write_file(path, json.dumps(document, indent=1).encode())
 
 
-def _replace_views(lake: Lake, versions: Mapping[str, int]) -> None:
+def _replace_views(lake: Lake, committed: Mapping[str, Mapping[str, Any]]) -> None:
     """Make a view of all parts of each table that holds models, at their committed versions."""
     parts: dict[str, list[str]] = {}
-    for name in names(lake, versions):
+    for name, found in committed.items():
         if table_of(name).scope == "model":
-            parts.setdefault(table_of(name).name, []).append(name)
-    for table, found in parts.items():
+            of_part = f"{found['path']} VERSION AS OF {found['version']}"
+            parts.setdefault(table_of(name).name, []).append(of_part)
+    for table, of_parts in parts.items():
         columns = ", ".join(f"`{column.name}`" for column in TABLES[table].all_columns)
-        selects = [
-            f"SELECT {columns} FROM {lake.address(name)} VERSION AS OF {versions[lake.key(name)]}"
-            for name in found
-        ]
+        selects = [f"SELECT {columns} FROM {of_part}" for of_part in of_parts]
         view = lake.location.whole(TABLES[table], lake.mode)
         try:
             lake.spark.sql(f"CREATE OR REPLACE VIEW {view} AS {' UNION ALL '.join(selects)}")

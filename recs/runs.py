@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import chain
 from types import TracebackType
 from typing import Any
@@ -29,15 +29,12 @@ from pyspark.sql import functions as F
 import recs
 from recs.attempts import Attempt
 from recs.errors import tell
-from recs.lake import Commit, Lake, LakeError, VersionGone, Write
-from recs.ledger import RUNS, ConcurrentRun, Finished, Ledger, label
+from recs.lake import Commit, Lake, LakeError, VersionGone, Write, restored
+from recs.ledger import RUNS, ConcurrentRun, Finished, Ledger, label, maker
 from recs.storage import redact_text
 from recs.usage import Peaks, versions
 
 log = logging.getLogger("recs")
-
-#: Files of a version stay for 30 days after others have taken their place; see recs.schema.
-_FRESH = timedelta(days=7)
 
 
 class MissingTable(LakeError):
@@ -47,20 +44,6 @@ class MissingTable(LakeError):
 def new_run_id() -> str:
     """Return an id that sorts by time: UTC seconds and six random hex digits."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _restored(version: int) -> str:
-    """Return the mark of a commit that puts a table's content back to a version."""
-    return f"recs restored {version}"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _utc(moment: datetime) -> datetime:
-    """Return a time of the ledger, which is of this machine's zone, with its zone."""
-    return moment.astimezone(UTC)
 
 
 def _these(noun: str, names: list[str]) -> str:
@@ -230,30 +213,7 @@ class Run:
         return self._load(name, self._note_input(name))
 
     def _load(self, name: str, version: int) -> DataFrame:
-        """Return the content of a committed version.
-
-        Long after others have put its files together, these are removed; then the same rows are
-        read from a version of today.
-        """
-        made = self._maker(self.lake.key(name), version)
-        if made is not None and _now() - _utc(made["started_at"]) > _FRESH:
-            version, _ = self._same_content(name, version)
-        return self.lake.load(name, version)
-
-    def _same_content(self, name: str, version: int) -> tuple[int, bool]:
-        """Return the newest version with the content of one, and whether it is the table's newest.
-
-        Commits since that keep a table's content, and what a failed run has put back, have it.
-        """
-        same, found = version, True
-        commits = self.lake.commits(name, after=version)
-        if [commit.version for commit in commits[:1]] not in ([], [version + 1]):
-            return version, False  # Delta has removed commits of long ago
-        for commit in commits:
-            found = commit.mark == _restored(version) or (found and commit.keeps_content)
-            if found:
-                same = commit.version
-        return same, found
+        return self.lake.load(name, self.ledger.readable(name, version, self._rows))
 
     def _note_input(self, name: str) -> int:
         """Return the version at which a table is read, which the run keeps."""
@@ -359,11 +319,7 @@ class Run:
         return next((version for version in found if version is not None), None)
 
     def _maker(self, key: str, version: int | None) -> Row | None:
-        """Return the newest finished run that names a version of a table as its output."""
-        for row in reversed(self._rows):
-            if row["state"] == "finished" and row["outputs"].get(key, -1) == version:
-                return row
-        return None
+        return maker(self._rows, key, version)
 
     def require_one_generation(self, source: str, *tables: str) -> None:
         """Refuse tables that were made of another version of ``source`` than this run reads.
@@ -515,9 +471,10 @@ class Run:
         base, as_found = self._committed.get(self.lake.key(name), 0), True
         with self.lake.commit_metadata(self._mark):
             found = self.lake.newest(name)
-            first = (base if found is None else found) + 1
             if found not in (None, base):
-                base, as_found = self._same_content(name, base)
+                base, as_found = self.lake.same_content(name, base)
+                found = base if as_found else found  # more may have been committed since
+            first = (base if found is None else found) + 1
             if not as_found and how != "overwrite":
                 self.lake.restore(name, base)
             altered = self.lake.create(name)
@@ -575,7 +532,7 @@ class Run:
             mine = bool(changed) and changed[-1].mark == self._mark
             if mine and not self._overtaken(name, committed):
                 before = self._committed.get(self.lake.key(name), 0)
-                with self.lake.commit_metadata(_restored(before)):
+                with self.lake.commit_metadata(restored(before)):
                     self._put_back(name, output.base)
         message = redact_text(tell(error).message)[:2000]
         failed = self._row("failed") | {"outputs": {}, "error": message}

@@ -117,7 +117,7 @@ def test_lists_of_another_fit_are_not_measured(
     with pytest.raises(LakeError, match="the lists of slim are not of its last fit"):
         run(configure(f"root={root}"), "rank/slim")
     with pytest.raises(LakeError, match="the ranks of slim are not of its last fit"):
-        run(configure(f"root={root}"), "compare")
+        run(configure(f"root={root}", "models=slim"), "compare")
     # Weights that know of events which are held out now are no start for those that must not.
     warm = (f"root={root}", "slim.warm_start=true", "slim.warm_tolerance=0.9")
     for given in ("evaluate.split=validation", "seed=7"):
