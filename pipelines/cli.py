@@ -132,6 +132,28 @@ def tables(
         _print_document({"tables": {row.pop("table"): row for row in listed}})
 
 
+@app.command()
+def repair(
+    table: Annotated[str, typer.Argument(help="As recs tables lists it, without the mode.")],
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a table anew of which files are gone that a run has committed."""
+    from pipelines.repair import repair
+    from pipelines.run import open_lake
+    from recs.runs import new_run_id
+
+    set_up_logging(verbose)
+    settings = _load(config, overrides)
+    lake = open_lake(settings, verbose=verbose)
+    done = repair(table, settings, lake, settings.run_id or new_run_id())
+    print(f"run {done.run_id} has repaired {table}: {done.seconds:.1f} s")
+    if as_json:
+        _print_document({"run_id": done.run_id, "outputs": done.outputs})
+
+
 def _tune_command(name: str, summary: str) -> None:
     def command(
         config: ConfigFile,
@@ -242,6 +264,7 @@ STAGE_COMMANDS = {
     "recommend": "Write a model's top items of every user.",
     "rank": "Rank held-out events by a model and measure it (mode backtest).",
     "compare": "Compare the models by what rank has measured, and hold them to the gates.",
+    "upkeep": "Compact and vacuum tables, and remove old models, studies and training sets.",
 }
 for _name, _summary in STAGE_COMMANDS.items():
     _stage_command(_name, _summary)

@@ -22,6 +22,7 @@ from pipelines.rank import rank_stage
 from pipelines.recommend import FALLBACK, recommend_stage
 from pipelines.sequentiality import sequentiality_stage
 from pipelines.tune import check_search, tune_stage
+from pipelines.upkeep import UPKEEP
 from recs import readers
 from recs.config import NETWORKS, Config, ConfigError
 from recs.lake import Lake, Location
@@ -47,6 +48,7 @@ def all_stages(config: Config) -> list[Stage]:
         compare_stage(config.models),
         *(tune_stage(name) for name in config.models if name in ("slim", *NETWORKS)),
         sequentiality_stage(config.models),
+        UPKEEP,
     ]
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from recs.errors import UserError
 from recs.lake import Location
-from recs.storage import exists, filesystem, folder_name, remove_tree
+from recs.storage import children, exists, filesystem, folder_name, remove_tree
 
 log = logging.getLogger("recs")
 
@@ -47,6 +47,8 @@ class Attempt:
     ----------
     stage
         With the model that it is of, as ``fit/slim``.
+    writes
+        Keys of the tables that it may write; None: any.
     number
         1, 2, … of this run and stage, for people to read: two that start at once have the same.
     token
@@ -57,6 +59,7 @@ class Attempt:
     mode: str
     run_id: str
     stage: str
+    writes: list[str] | None = None
     number: int = 1
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     _began: float = field(default_factory=time.time)
@@ -130,6 +133,7 @@ class Attempt:
         told = {
             **self._is_of,
             "number": self.number,
+            "writes": self.writes,
             "began": self._began,
             "seen": time.time(),
             "host": platform.node(),
@@ -137,6 +141,14 @@ class Attempt:
             "process": os.getpid(),
         }
         _write(_note(self.location, self._name), json.dumps(told).encode())
+
+
+def at_work(location: Location) -> list[dict[str, Any]]:
+    """Return what attempts at work tell of themselves: mode, stage, run_id, writes and more.
+
+    ``writes`` are the keys of the tables that they may write; None where they may write any.
+    """
+    return [told for told in _noted(location).values() if not _is_dead(told)]
 
 
 def _write(uri: str, content: bytes) -> None:
@@ -164,18 +176,12 @@ def _note(location: Location, name: str) -> str:
 
 def _noted(location: Location) -> dict[str, dict[str, Any]]:
     """Return what attempts tell of themselves that were not ended, at work or killed, by name."""
-    fs, path = filesystem(location.work("running"))
-    fs.invalidate_cache(path)
-    try:
-        found = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return {}
     told = {}
-    for file in found:
-        name = file.rstrip("/").rpartition("/")[2]
+    for name in children(location.work("running")):
         if not name.endswith(_TAKEN):
+            fs, path = filesystem(_note(location, name))
             with contextlib.suppress(FileNotFoundError, ValueError):  # just ended, or just telling
-                told[name] = json.loads(fs.cat_file(file))
+                told[name] = json.loads(fs.cat_file(path))
     return told
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ _UPKEEP = frozenset(
 _GONE = re.compile(r"Not all files from version|DELTA_VERSION_NOT_FOUND|Cannot time travel")
 
 #: What a commit tells of itself.
-_TOLD = ("userMetadata", "operation", "operationMetrics")
+_TOLD = ("timestamp", "userMetadata", "operation", "operationMetrics")
 
 Write = Literal["append", "overwrite"]
 
@@ -74,6 +75,8 @@ class Commit:
 
     Attributes
     ----------
+    at
+        When it was made, in seconds since 1970.
     mark
         What its author has given as ``userMetadata``.
     operation
@@ -83,6 +86,7 @@ class Commit:
     """
 
     version: int
+    at: float
     mark: str | None
     operation: str | None
     rows: int = 0
@@ -98,14 +102,19 @@ class Commit:
     def of(
         cls,
         version: int,
+        at: datetime | int | None,
         mark: str | None,
         operation: str | None,
         metrics: Mapping[str, str] | None,
     ) -> Commit:
-        """Return a commit as Delta tells it: ``operationMetrics`` count rows and bytes."""
+        """Return a commit as Delta tells it: ``operationMetrics`` count rows and bytes.
+
+        Its time is milliseconds in the log, and of this machine's zone in a history.
+        """
         metrics = metrics or {}
         return cls(
             version,
+            at.timestamp() if isinstance(at, datetime) else (at or 0) / 1000,
             mark,
             operation,
             rows=int(metrics.get("numOutputRows", 0)),
@@ -338,6 +347,15 @@ class Lake:
     def compact(self, name: str) -> None:
         """Rewrite small files, and files with deleted rows, in one Delta commit or none."""
         self.delta(name).optimize().executeCompaction()
+
+    def vacuum(self, name: str, hours: float | None = None) -> None:
+        """Remove the files that no version of so many hours has; by default the table's rule."""
+        self.delta(name).vacuum(hours)
+
+    def files(self, name: str) -> tuple[int, int]:
+        """Return the number of files of a table's newest version, and their bytes."""
+        detail = self.delta(name).detail().select("numFiles", "sizeInBytes").collect()[0]
+        return detail["numFiles"], detail["sizeInBytes"]
 
     def delete(self, name: str, keys: DataFrame, among: Column | None = None) -> None:
         """Delete, in one Delta commit, the rows whose value of ``keys``' one column is in it.

@@ -130,7 +130,11 @@ class Run:
         self.started_at = datetime.now(UTC)
         self.ledger = Ledger(self.lake)
         self._attempt = Attempt(
-            self.lake.location, self._mode, self.run_id, label(self.stage, self.part)
+            self.lake.location,
+            self._mode,
+            self.run_id,
+            label(self.stage, self.part),
+            None if self.writes is None else [self.lake.key(name) for name in self.writes],
         )
         # What others commit from now on is not of this stage, unless they take it over.
         self._attempt.begin(take_over=self.take_over)
@@ -444,15 +448,23 @@ class Run:
     def _mode(self) -> str:
         return "both" if self.shared else self.lake.mode
 
-    def compact(self, name: str) -> bool:
-        """Rewrite small files, and files with deleted rows; return whether there was any."""
-        output = self._open_output(name)
+    def keep_finished_rows(self, name: str) -> None:
+        """Delete from a table as it is found the rows of runs that did not finish.
+
+        Of a table that is only ever added to, the rows that stay are those that were committed,
+        though their files at that version may be gone.
+        """
+        output, key = self._open_output(name, "overwrite"), self.lake.key(name)
+        finished = [
+            row["run_id"]
+            for row in self._rows
+            if row["state"] == "finished" and key in row["outputs"]
+        ]
+        run_ids = self.lake.load(name, output.last).select("run_id").distinct()
         with self.lake.commit_metadata(self._mark):
-            self.lake.compact(name)
-        commits = self._own_commits(name, after=output.last)
-        for commit in commits:
+            self.lake.delete(name, run_ids.where(~F.col("run_id").isin(finished)))
+        for commit in self._own_commits(name, after=output.last):
             output.last = commit.version
-        return bool(commits)
 
     def _open_output(self, name: str, how: Write = "append") -> _Output:
         """Make or migrate the table, after putting back what an unfinished run left in it.

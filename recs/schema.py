@@ -76,6 +76,8 @@ class Table:
         Name to SQL condition; Delta refuses a write with a row that breaks one.
     cluster_by
         Columns of liquid clustering.
+    grows
+        Whether rows are only ever added to it.
     properties
         Delta table properties beside those that recs sets on every table.
     scope
@@ -92,6 +94,7 @@ class Table:
     scope: Literal["lake", "mode", "model"] = "mode"
     checks: dict[str, str] = field(default_factory=dict)
     cluster_by: tuple[str, ...] = ()
+    grows: bool = False
     properties: dict[str, str] = field(default_factory=dict)
     migrations: tuple[Migration, ...] = ()
     first: int = 1
@@ -214,6 +217,7 @@ _ALL = (
         Column("version", "bigint", "Delta version of the table; null for a file"),
         Column("settings", "string", "hash of how the source was read", nullable=False),
         name="files",
+        grows=True,
         comment="Files and versions of tables that ingest has read, append-only",
         scope="lake",
         migrations=(
@@ -235,6 +239,7 @@ _ALL = (
         _SOURCE,
         Column("line", "bigint", "line or row in the source, from 0", nullable=False),
         name="events",
+        grows=True,
         comment="Accepted events as delivered; no run removes those of another",
         scope="lake",
         checks={
@@ -251,6 +256,7 @@ _ALL = (
         Column("source", "string", "file or table that delivered it", nullable=False),
         Column("line", "bigint", "line or row in the source, from 0", nullable=False),
         name="quarantine",
+        grows=True,
         comment="Rejected rows with their reason, append-only",
         scope="lake",
         cluster_by=("reason",),
@@ -286,6 +292,7 @@ _ALL = (
         Column("user", "string", "id of the user as delivered", nullable=False),
         _USER_ID,
         name="user_ids",
+        grows=True,
         comment="Dense user numbers; they grow and never change",
         scope="lake",
         checks={"dense": "user_id >= 0"},
@@ -295,6 +302,7 @@ _ALL = (
         Column("item", "string", "id of the item as delivered", nullable=False),
         _ITEM_ID,
         name="item_ids",
+        grows=True,
         comment="Dense item numbers; they grow and never change",
         scope="lake",
         checks={"dense": "item_id >= 0"},
@@ -304,6 +312,7 @@ _ALL = (
         Column("event_type", "string", "view, like, purchase, dislike, …", nullable=False),
         Column("event_type_id", "int", "dense number of the type from 0", nullable=False),
         name="event_type_ids",
+        grows=True,
         comment="Dense numbers of event types; they grow and never change",
         scope="lake",
     ),
@@ -415,6 +424,7 @@ _ALL = (
         Column("updates", "bigint", "steps of the optimizer", nullable=False),
         Column("seconds", "double", "of training, measurements included", nullable=False),
         name="trainings",
+        grows=True,
         scope="model",
         comment="Trained networks, append-only",
     ),
@@ -499,6 +509,7 @@ _ALL = (
         _MODEL_VERSION,
         *_METRIC_COLUMNS,
         name="metrics",
+        grows=True,
         scope="model",
         comment="Metrics of each model",
     ),
@@ -544,6 +555,7 @@ _ALL = (
         Column("baseline", "string", "model it is compared with", nullable=False),
         *_METRIC_COLUMNS,
         name="metric_differences",
+        grows=True,
         comment="Paired differences, model minus baseline, over the same users",
     ),
 )

@@ -7,7 +7,9 @@ knows the difference.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -190,6 +192,24 @@ def read_file(uri: str) -> bytes | None:
 def _scheme(uri: str) -> str:
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else ""
+
+
+def children(uri: str) -> list[str]:
+    """Return the names of what lies in a folder, sorted; none where there is no folder."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        found = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
+def seconds_since_change(uri: str) -> float:
+    """Return how long ago a file of a folder, or of one in it, was written; inf if none was."""
+    fs, path = filesystem(uri)
+    times = [fs.modified(file).timestamp() for file in fs.find(path, maxdepth=2)]
+    return time.time() - max(times) if times else math.inf
 
 
 def remove_tree(uri: str) -> None:

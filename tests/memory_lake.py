@@ -203,4 +203,4 @@ class MemoryLake(Lake):
         table = self.storage.tables[self.key(name)]
         version = len(table.versions)
         table.versions.append(rows)
-        table.commits.append(Commit(version, mark, operation, rows=new, deleted=deleted))
+        table.commits.append(Commit(version, 0.0, mark, operation, rows=new, deleted=deleted))
