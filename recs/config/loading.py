@@ -1,0 +1,102 @@
+"""A configuration from a file and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from recs.config.config import Config
+from recs.config.errors import ConfigError
+from recs.config.explaining import explain
+from recs.config.reading import one_line, read_yaml
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply ``key=value`` overrides (dotted keys), and check it all.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"config {path} is a folder: give a YAML file in it")
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist")
+    try:
+        values = read_yaml(_text(path)) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not YAML: {one_line(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"config {path}{error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"config {path} must hold keys and values, it holds {type(values).__name__}"
+        )
+    # A section all of whose keys are commented out is not there.
+    values = {key: value for key, value in values.items() if value is not None}
+    values.setdefault("name", path.stem)
+    for override in overrides or []:
+        _apply(values, override)
+    if "root" not in values:
+        raise ConfigError("no place for the tables is given: add root=FOLDER (local, s3a://, …)")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(path, error)) from error
+    return config
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file; ConfigError, to come after its name, if it is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        # Most of UTF-16 without a mark at its beginning is UTF-8 too, with zeros in it.
+        if b"\0" not in content:
+            return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise ConfigError(" is not UTF-8: save it as UTF-8")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must have the form key=value, as in slim.l1=2")
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = _child(node, parent) if isinstance(node, dict) else _element(node, parent, key)
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: {'.'.join(parents)} holds no keys")
+    try:
+        node[last] = text if _is_plain(last, text) else read_yaml(text, parents=(key,))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {override!r}: {text!r} is no YAML; give a number, a word or [a, list]"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r}{error}") from error
+
+
+def _is_plain(key: str, text: str) -> bool:
+    """Tell whether the value of an override is the text itself, even where YAML reads another."""
+    if key in ("separator", "category_separator", "quote"):
+        return len(text) < 3 or text[0] not in "'\""
+    return key in ("root", "data", "run_id", "name")
+
+
+def _child(node: dict[str, Any], key: str) -> Any:
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _element(node: Any, index: str, key: str) -> Any:
+    if isinstance(node, list) and index.isdigit() and int(index) < len(node):
+        return node[int(index)]
+    raise ConfigError(f"override {key!r}: there is no {index!r}")
