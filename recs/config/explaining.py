@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from recs.config.config import Config
+from recs.config.kinds import below, keys_of
 from recs.storage import redact, redact_text
 
 
@@ -19,14 +21,13 @@ def explain(path: Path, error: ValidationError) -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
+            known = keys_of(reduce(below, problem["loc"][:-1], Config))
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
             lines.append(f"unknown key {where!r}; the nearest known key is {near[0]!r}")
         else:
             key = f"key {where!r}: " if where else ""
-            mend = ": put it in quotes" if problem["type"] == "string_type" else ""
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key}{message}{_given(problem)}{mend}")
+            lines.append(f"{key}{message}{_given(problem)}")
     return redact_text(f"config {path}: " + "; ".join(lines))
 
 
@@ -39,21 +40,3 @@ def _given(problem: Any) -> str:
     hidden = isinstance(value, Mapping) or problem["loc"][:1] in ((), ("spark",))
     value = redact(value.strip()) if isinstance(value, str) else value
     return "" if hidden or problem["type"] == "missing" else f" (given: {value!r})"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the model at a location of the configuration."""
-    model: Any = Config
-    for part in location:
-        if isinstance(part, int) or not hasattr(model, "model_fields"):
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else model
-        model = _model_in(annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(argument) for argument in get_args(annotation))
-    return next((model for model in found if model), None)

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from recs.config.config import Config
 from recs.config.errors import ConfigError
 from recs.config.explaining import explain
-from recs.config.reading import one_line, read_yaml
+from recs.config.kinds import below
+from recs.config.reading import one_line, read_file, read_override
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -28,7 +29,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not path.is_file():
         raise ConfigError(f"config {path} does not exist")
     try:
-        values = read_yaml(_text(path)) or {}
+        values = read_file(_text(path), Config) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path} is not YAML: {one_line(error)}") from error
     except ConfigError as error:
@@ -37,8 +38,6 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(
             f"config {path} must hold keys and values, it holds {type(values).__name__}"
         )
-    # A section all of whose keys are commented out is not there.
-    values = {key: value for key, value in values.items() if value is not None}
     values.setdefault("name", path.stem)
     for override in overrides or []:
         _apply(values, override)
@@ -69,25 +68,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} must have the form key=value, as in slim.l1=2")
     *parents, last = key.split(".")
     node: Any = values
+    kind: Any = Config
     for parent in parents:
         node = _child(node, parent) if isinstance(node, dict) else _element(node, parent, key)
+        kind = below(kind, parent)
     if not isinstance(node, dict):
         raise ConfigError(f"override {override!r}: {'.'.join(parents)} holds no keys")
     try:
-        node[last] = text if _is_plain(last, text) else read_yaml(text, parents=(key,))
+        node[last] = read_override(text, below(kind, last), key)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"override {override!r}: {text!r} is no YAML; give a number, a word or [a, list]"
         ) from error
     except ConfigError as error:
         raise ConfigError(f"override {override!r}{error}") from error
-
-
-def _is_plain(key: str, text: str) -> bool:
-    """Tell whether the value of an override is the text itself, even where YAML reads another."""
-    if key in ("separator", "category_separator", "quote"):
-        return len(text) < 3 or text[0] not in "'\""
-    return key in ("root", "data", "run_id", "name")
 
 
 def _child(node: dict[str, Any], key: str) -> Any:
