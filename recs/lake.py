@@ -7,7 +7,6 @@ names, so that what an unfinished run left is never seen.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from pyspark.sql import functions as F
 from recs import delta_log
 from recs.errors import UserError
 from recs.schema import TABLES, Mode, Table
-from recs.storage import check_uri, folder_name, join
+from recs.storage import check_catalog, check_uri, folder_name, join
 
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _MODE_PROPERTY = "recs.mode"
 _VERSION_PROPERTY = "recs.schema_version"
 _RECENT_COMMITS = 20
@@ -71,15 +69,14 @@ class Location:
     def __post_init__(self) -> None:
         check_uri(self.root)
         if self.catalog is not None:
-            parts = self.catalog.split(".")
-            if len(parts) > 2 or not all(_NAME.match(part) for part in parts):
-                raise LakeError(f"catalog {self.catalog!r} must be 'schema' or 'catalog.schema'")
+            check_catalog(self.catalog)
 
     def address(self, table: Table, mode: Mode) -> str:
         """Return the table's path, or its full name in the catalog."""
         if self.catalog is not None:
             prefix = f"{mode}_" if table.scope == "mode" else ""
-            return f"{self.catalog}.{prefix}{table.name}"
+            parts = (f"`{part}`" if "-" in part else part for part in self.catalog.split("."))
+            return f"{'.'.join(parts)}.{prefix}{table.name}"
         folder = mode if table.scope == "mode" else "lake"
         return join(self.root, folder, table.name)
 

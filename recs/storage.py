@@ -41,7 +41,7 @@ _WITHOUT_PORT = ("s3", "s3a", "gs", "abfs", "abfss")
 
 
 class StorageError(UserError):
-    """A path or URI that recs will not open."""
+    """A path, URI or catalog that recs will not open."""
 
 
 def check_uri(uri: str) -> str:
@@ -75,6 +75,22 @@ def check_uri(uri: str) -> str:
             f"path {redact(uri)!r} carries credentials; give them to Spark or the environment"
         )
     return uri
+
+
+def check_catalog(name: str) -> str:
+    """Return the name of a schema, or of a catalog and a schema, unchanged, or refuse it.
+
+    Raises
+    ------
+    StorageError
+        If it has more parts, or other characters than ASCII letters, digits, ``_`` and ``-``.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)?", name):
+        raise StorageError(
+            f"catalog {name!r} is no name: give 'schema' or 'catalog.schema', of letters, digits, "
+            "hyphens and underscores"
+        )
+    return name
 
 
 def redact(uri: str) -> str:

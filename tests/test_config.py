@@ -60,6 +60,8 @@ def test_overrides_reach_nested_keys(file: Path) -> None:
         ("root=s3a://key:sec/ret+secret@bucket/lake", "carries credentials"),
         ("root=//me:secret@host/lake", "carries credentials"),
         ("root= s3a://key:secret@bucket/lake", "spaces at an end"),
+        ("catalog=a.b.c", "key 'catalog': catalog 'a.b.c' is no name: give 'schema' or"),
+        ("catalog=dev_ml.ré", "of letters, digits, hyphens and underscores"),
         ("run_id=a b", "run_id"),
         ("run_id=..", "run_id"),
         ("models=[slim", "override 'models=[slim': '[slim' is no YAML"),
@@ -378,6 +380,11 @@ def test_sections_without_keys_are_not_there(file: Path) -> None:
     file.write_text(yaml.safe_dump(MINIMAL | {"slim": None, "models": None}))
     assert load(file).slim.l1 == 5.0
     assert load(file, "slim.l1=2").slim.l1 == 2
+
+
+@pytest.mark.parametrize("catalog", ["recs", "main.recs", "dev-ml.recs", "_a.b-1"])
+def test_tables_may_be_of_a_catalog(file: Path, catalog: str) -> None:
+    assert load(file, f"catalog={catalog}").catalog == catalog
 
 
 def test_missing_file_root_and_data_are_named(file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -27,11 +27,8 @@ from recs.config.sources import CandidateSource, Delivery, Events, ItemSource, U
 from recs.config.spark import spark_settings
 from recs.config.values import Different
 from recs.settings import Strict
-from recs.storage import StorageError, check_uri, has_scheme, join, may_exist, redact
+from recs.storage import StorageError, check_catalog, check_uri, has_scheme, join, may_exist, redact
 from recs.training.settings import Processes
-
-#: A schema, or a catalog and a schema.
-_CATALOG = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 
 class Config(Strict):
@@ -95,20 +92,13 @@ class Config(Strict):
     @field_validator("catalog")
     @classmethod
     def _names_a_schema(cls, value: str | None) -> str | None:
-        if value is not None and not _CATALOG.fullmatch(value):
-            raise ValueError(
-                "give 'schema' or 'catalog.schema', of letters, digits and underscores"
-            )
-        return value
+        return None if value is None else _checked(check_catalog, value)
 
     @field_validator("root", "data")
     @classmethod
     def _safe_uri(cls, value: str | None) -> str | None:
         if value is not None:
-            try:
-                check_uri(value)
-            except StorageError as error:
-                raise ValueError(str(error)) from error
+            _checked(check_uri, value)
             if not has_scheme(value):
                 value = os.path.abspath(os.path.expanduser(value))
         return value
@@ -171,6 +161,14 @@ class Config(Strict):
         raise ConfigError(
             f"none of these exists: {', '.join(tried)}; give the folder as data=FOLDER"
         )
+
+
+def _checked(check: Callable[[str], str], name: str) -> str:
+    """Return what a check of storage returns, of whose errors validation makes its own."""
+    try:
+        return check(name)
+    except StorageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _pick(node: Any, parts: list[str]) -> Any:
