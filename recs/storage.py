@@ -118,8 +118,11 @@ def join(base: str, *parts: str) -> str:
 
 
 def folder_name(run_id: str) -> str:
-    """Return a run's id as the name of a folder: HDFS takes no colons."""
-    return run_id.replace(":", "_")
+    """Return a run's id as the name of a folder that no other id has.
+
+    HDFS takes no colons, and no id has a ``~``.
+    """
+    return run_id.replace(":", "~")
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:

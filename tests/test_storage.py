@@ -64,6 +64,24 @@ def test_names_of_local_files_are_taken_whole(uri: str, path: str) -> None:
     assert storage.filesystem(uri)[1] == path
 
 
+def test_each_run_has_a_folder_of_its_own() -> None:
+    ids = [
+        "a:b",
+        "a_b",
+        "a-b",
+        "a+b",
+        "a.b",
+        "a:_b",
+        "a_:b",
+        "scheduled__2026-01-01T00:00:00+00:00",
+    ]
+    names = [storage.folder_name(run_id) for run_id in ids]
+    assert len(set(names)) == len(ids)
+    assert not any(":" in name or "/" in name for name in names)
+    plain = [run_id for run_id in ids if ":" not in run_id]
+    assert [storage.folder_name(run_id) for run_id in plain] == plain
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
