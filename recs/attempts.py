@@ -118,7 +118,6 @@ def _note(location: Location, name: str) -> str:
 def _noted(location: Location) -> list[str]:
     """Return the names of all attempts that were not ended, at work or killed."""
     fs, path = filesystem(location.work("running"))
-    fs.invalidate_cache(path)
     try:
         found = fs.ls(path, detail=False)
     except FileNotFoundError:

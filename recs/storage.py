@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 from uuid import uuid4
 
@@ -29,6 +29,9 @@ SCHEMES = {
     "dbfs": "file",
     "hdfs": "hdfs",
 }
+
+#: fsspec's names of storage that has no folders, and where an upload is there whole or not at all.
+_OBJECT_STORES = ("s3", "abfs", "gs")
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -145,10 +148,14 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             path = "/dbfs/" + uri.split(":", 1)[1].lstrip("/")
         return fsspec.filesystem("file", auto_mkdir=True), path
     try:
-        fs = fsspec.filesystem(protocol)
+        kind = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise StorageError(f"{scheme}:// needs one more package: {error}") from error
-    return fs, fs._strip_protocol(protocol + uri[len(scheme) :])
+    url = protocol + uri[len(scheme) :]
+    # The account of abfss://box@ACCOUNT… and the host of hdfs://HOST:PORT are of the file system.
+    # What others write, as Spark and other processes do, is missing in a cached listing.
+    fs = kind(**kind._get_kwargs_from_urls(url), use_listings_cache=False)
+    return fs, fs._strip_protocol(url)
 
 
 def may_exist(uri: str) -> bool:
@@ -188,6 +195,30 @@ def writing(uri: str) -> Iterator[IO[bytes]]:
     Two may write the same file at once, as attempts at one task do: it is that of the last to end.
     """
     fs, path = filesystem(uri)
+    make = _upload if SCHEMES[_scheme(uri)] in _OBJECT_STORES else _move
+    with make(fs, path) as file:
+        yield file
+
+
+@contextmanager
+def _upload(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+    """Open an object, which is there once it is closed, whole: a move would copy and delete it."""
+    file = fs.open(path, "wb")
+    try:
+        yield file
+        file.close()
+    except BaseException:
+        # An open file closes itself when it is collected, and what it has would be there after all.
+        # (With autocommit=False adlfs makes it there too, and s3fs takes three requests.)
+        file.closed = True
+        with suppress(Exception):  # what went wrong before is what matters
+            file.discard()
+        raise
+
+
+@contextmanager
+def _move(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+    """Open a file beside its place, to which it is moved in one step."""
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     part = f"{path}.{uuid4().hex}.part"
     try:
