@@ -16,6 +16,7 @@ from pipelines.resources import conf_folder
 from pipelines.signals import Signals
 from recs.config import NETWORKS, Config, ConfigError, load_config
 from recs.errors import tell
+from recs.storage import join
 
 app = typer.Typer(
     help="Distributed training of recommenders on Spark, Torch and Delta.",
@@ -60,11 +61,9 @@ def demo(
     from pipelines.demo import make_input
 
     set_up_logging(verbose)
-    given = ["root=out/demo", *(overrides or [])]
-    root = [override for override in given if override.startswith("root=")][-1]
-    raw = str(Path(root.removeprefix("root=")).absolute() / "raw")
-    make_input(raw, verbose)
-    settings = _load("demo.yaml", [*given, f"data={raw}"])
+    settings = _load("demo.yaml", ["root=out/demo", *(overrides or [])])
+    settings = settings.model_copy(update={"data": join(settings.root, "raw")})
+    make_input(str(settings.data), verbose)
     _run(None, settings, dry_run=False, as_json=as_json, verbose=verbose)
 
 
@@ -234,8 +233,8 @@ def _load(config: str, overrides: list[str] | None) -> Config:
     shipped = conf_folder() / path.name
     # Not for a path of one's own that is not there: another file would run in its place.
     by_name = path in (Path(path.name), Path("conf", path.name))
-    found = shipped if by_name and not path.is_file() and shipped.is_file() else path
-    return load_config(found, overrides)
+    is_shipped = by_name and not path.is_file() and shipped.is_file()
+    return load_config(shipped if is_shipped else config, overrides)
 
 
 def _run(stage: str | None, config: Config, *, dry_run: bool, as_json: bool, verbose: bool) -> None:

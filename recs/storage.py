@@ -7,6 +7,7 @@ knows the difference.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,6 +119,11 @@ def redact_text(text: str) -> str:
 def join(base: str, *parts: str) -> str:
     """Join path parts with ``/`` under a path or URI."""
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute(path: str) -> str:
+    """Return a local path from the root, ``~`` being the user's home; a URI as it is."""
+    return path if has_scheme(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def folder_name(run_id: str) -> str:

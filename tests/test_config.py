@@ -12,8 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.resources import conf_folder
+from recs import storage
 from recs.config import Config, ConfigError, load_config
 from recs.settings import Strict
+from recs.storage import StorageError
 
 MINIMAL = {
     "events": {
@@ -257,7 +259,7 @@ def test_keys_of_overrides_are_taken_as_they_are_written(file: Path) -> None:
     ("override", "folder"),
     [
         ("folder=null", None),
-        ("folder=~", None),
+        ("folder=~", "~"),
         ("folder='null'", "null"),
         ('folder="a b"', "a b"),
         ("folder=a # b", "a # b"),
@@ -374,6 +376,35 @@ def test_a_file_is_utf8(file: Path, encoding: str) -> None:
             load(file)
     with pytest.raises(ConfigError, match=f"config {file.parent} is a folder"):
         load(file.parent)
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/conf", "s3a://bucket/conf"])
+def test_a_file_may_lie_on_any_storage(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setitem(storage.SCHEMES, "s3", "memory")
+    monkeypatch.setitem(storage.SCHEMES, "s3a", "memory")
+    uri = f"{folder}/mine.yaml"
+    text = yaml.safe_dump(MINIMAL | {"folder": "été"}, allow_unicode=True)
+    storage.write_file(uri, text.encode())
+    config = load_config(uri, ["root=lake"])
+    assert (config.name, config.folder) == ("mine", "été")
+    with pytest.raises(ConfigError, match=f"config {uri}: unknown key 'slm'"):
+        load_config(uri, ["root=lake", "slm=1"])
+    storage.write_file(uri, text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=f"config {uri} is not UTF-8"):
+        load_config(uri)
+    with pytest.raises(ConfigError, match=f"config {folder} is a folder"):
+        load_config(folder)
+    storage.remove_tree(folder)
+    with pytest.raises(ConfigError, match=f"config {uri} does not exist"):
+        load_config(uri)
+    with pytest.raises(StorageError, match="carries credentials"):
+        load_config("s3://me:secret@bucket/mine.yaml")
+
+
+def test_a_file_may_lie_at_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    config = load_config("~/mine.yaml", ["root=~/lake", "data=~"])
+    assert (config.root, config.data) == (f"{file.parent}/lake", str(file.parent))
 
 
 def test_sections_without_keys_are_not_there(file: Path) -> None:

@@ -27,7 +27,16 @@ from recs.config.sources import CandidateSource, Delivery, Events, ItemSource, U
 from recs.config.spark import spark_settings
 from recs.config.values import Different
 from recs.settings import Strict
-from recs.storage import StorageError, check_catalog, check_uri, has_scheme, join, may_exist, redact
+from recs.storage import (
+    StorageError,
+    absolute,
+    check_catalog,
+    check_uri,
+    has_scheme,
+    join,
+    may_exist,
+    redact,
+)
 from recs.training.settings import Processes
 
 
@@ -97,11 +106,7 @@ class Config(Strict):
     @field_validator("root", "data")
     @classmethod
     def _safe_uri(cls, value: str | None) -> str | None:
-        if value is not None:
-            _checked(check_uri, value)
-            if not has_scheme(value):
-                value = os.path.abspath(os.path.expanduser(value))
-        return value
+        return None if value is None else absolute(_checked(check_uri, value))
 
     def hash(self, *keys: str) -> str:
         """Return a hash of the settings with these keys, the same for equal values.

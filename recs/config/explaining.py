@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from recs.config.kinds import below, keys_of
 from recs.storage import redact, redact_text
 
 
-def explain(path: Path, error: ValidationError) -> str:
+def explain(file: str, error: ValidationError) -> str:
     """Return what is wrong with the configuration of a file: keys, values, and mends."""
     lines = []
     for problem in error.errors():
@@ -28,7 +27,7 @@ def explain(path: Path, error: ValidationError) -> str:
             key = f"key {where!r}: " if where else ""
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{key}{message}{_given(problem)}")
-    return redact_text(f"config {path}: " + "; ".join(lines))
+    return redact_text(f"config {file}: " + "; ".join(lines))
 
 
 def _given(problem: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -12,33 +12,39 @@ from recs.config.config import Config
 from recs.config.errors import ConfigError
 from recs.config.explaining import explain
 from recs.config.kinds import below
-from recs.config.reading import one_line, read_file, read_override
+from recs.config.reading import one_line, read_override, read_yaml
+from recs.storage import absolute, filesystem, read_file, redact
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply ``key=value`` overrides (dotted keys), and check it all.
 
+    Parameters
+    ----------
+    path
+        A local path, or a URI of any storage.
+    overrides
+        Settings over those of the file.
+
     Raises
     ------
     ConfigError
         Naming the file, the key and, for an unknown key, the nearest known one.
+    StorageError
+        If the file is a URI that recs will not open.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"config {path} is a folder: give a YAML file in it")
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist")
+    file = redact(str(path))
     try:
-        values = read_file(_text(path), Config) or {}
+        values = read_yaml(_text(absolute(str(path))), Config) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {one_line(error)}") from error
+        raise ConfigError(f"config {file} is not YAML: {one_line(error)}") from error
     except ConfigError as error:
-        raise ConfigError(f"config {path}{error}") from error
+        raise ConfigError(f"config {file}{error}") from error
     if not isinstance(values, dict):
         raise ConfigError(
-            f"config {path} must hold keys and values, it holds {type(values).__name__}"
+            f"config {file} must hold keys and values, it holds {type(values).__name__}"
         )
-    values.setdefault("name", path.stem)
+    values.setdefault("name", PurePosixPath(file).stem)
     for override in overrides or []:
         _apply(values, override)
     if "root" not in values:
@@ -46,13 +52,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(path, error)) from error
+        raise ConfigError(explain(file, error)) from error
     return config
 
 
-def _text(path: Path) -> str:
-    """Return the text of a file; ConfigError, to come after its name, if it is not UTF-8."""
-    content = path.read_bytes()
+def _text(uri: str) -> str:
+    """Return the text of a file; where there is none ConfigError, to come after its name."""
+    fs, path = filesystem(uri)
+    if fs.isdir(path):
+        raise ConfigError(" is a folder: give a YAML file in it")
+    content = read_file(uri)
+    if content is None:
+        raise ConfigError(" does not exist")
     try:
         # Most of UTF-16 without a mark at its beginning is UTF-8 too, with zeros in it.
         if b"\0" not in content:

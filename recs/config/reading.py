@@ -57,8 +57,8 @@ for _tag, (_form, _) in _SCALARS.items():
 _Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 
 
-def read_file(text: str, kind: Any) -> Any:
-    """Return what a YAML file says that holds a kind of settings.
+def read_yaml(text: str, kind: Any) -> Any:
+    """Return what a file's text says that holds a kind of settings.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def read_override(text: str, kind: Any, key: str) -> Any:
     Raises
     ------
     yaml.YAMLError, ConfigError
-        As :func:`read_file`; the latter to come after the override.
+        As :func:`read_yaml`; the latter to come after the override.
     """
     if is_text(kind) and _is_plain(text, kind):
         return text
@@ -105,7 +105,8 @@ def _is_plain(text: str, kind: Any) -> bool:
         return below(kind, 0) is kind
     if not isinstance(node, yaml.ScalarNode):
         return True
-    is_null = node.tag == _NULL and may_be_none(kind)
+    # On a command line ~ is the home folder.
+    is_null = node.tag == _NULL and node.value != "~" and may_be_none(kind)
     is_quoted = node.style in ("'", '"') and text[0] == text[-1] == node.style
     return not (is_null or is_quoted)
 
