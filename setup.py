@@ -39,6 +39,7 @@ EXTRAS = {
     "report": ["matplotlib>=3.8,<4"],
     "s3": ["s3fs>=2024.2"],
     "azure": ["adlfs>=2024.2"],
+    "gcs": ["gcsfs>=2024.2"],
     # What the benchmarks compare with.
     "bench": [
         "duckdb>=1",

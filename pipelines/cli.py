@@ -16,6 +16,7 @@ from pipelines.resources import conf_folder
 from pipelines.signals import Signals
 from recs.config import NETWORKS, Config, load_config
 from recs.errors import tell
+from recs.storage import join
 
 if TYPE_CHECKING:
     from pipelines.job import Stage
@@ -86,11 +87,9 @@ def demo(
     from pipelines.run import stages_of
 
     set_up_logging(verbose)
-    given = ["root=out/demo", *(overrides or [])]
-    root = [override for override in given if override.startswith("root=")][-1]
-    raw = str(Path(root.removeprefix("root=")).absolute() / "raw")
-    make_input(raw, verbose)
-    settings = _load("demo.yaml", [*given, f"data={raw}"])
+    settings = _load("demo.yaml", ["root=out/demo", *(overrides or [])])
+    settings = settings.model_copy(update={"data": join(settings.root, "raw")})
+    make_input(str(settings.data), verbose)
     _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
 
 
@@ -275,8 +274,8 @@ def _load(config: str, overrides: list[str] | None) -> Config:
     shipped = conf_folder() / path.name
     # Not for a path of one's own that is not there: another file would run in its place.
     by_name = path in (Path(path.name), Path("conf", path.name))
-    found = shipped if by_name and not path.is_file() and shipped.is_file() else path
-    return load_config(found, overrides)
+    is_shipped = by_name and not path.is_file() and shipped.is_file()
+    return load_config(shipped if is_shipped else config, overrides)
 
 
 def _run(

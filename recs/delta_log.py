@@ -28,7 +28,6 @@ def versions(table: str) -> list[int]:
     Delta removes commits of more than 30 days ago, but never the newest.
     """
     fs, path = filesystem(join(table, "_delta_log"))
-    fs.invalidate_cache(path)
     try:
         found = fs.ls(path, detail=False)
     except FileNotFoundError:

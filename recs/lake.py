@@ -25,9 +25,8 @@ from pyspark.sql import functions as F
 from recs import delta_log
 from recs.errors import UserError
 from recs.schema import Mode, Table, table_of
-from recs.storage import check_uri, exists, folder_name, join
+from recs.storage import check_catalog, check_uri, exists, folder_name, join
 
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _MODE_PROPERTY = "recs.mode"
 _VERSION_PROPERTY = "recs.schema_version"
 _RECENT_COMMITS = 20
@@ -147,23 +146,27 @@ class Location:
     def __post_init__(self) -> None:
         check_uri(self.root)
         if self.catalog is not None:
-            parts = self.catalog.split(".")
-            if len(parts) > 2 or not all(_NAME.match(part) for part in parts):
-                raise LakeError(f"catalog {self.catalog!r} must be 'schema' or 'catalog.schema'")
+            check_catalog(self.catalog)
 
     def address(self, name: str, mode: Mode) -> str:
         """Return the path of a table or part, or its full name in the catalog."""
         shared = table_of(name).scope == "lake"
         if self.catalog is not None:
             prefix = "" if shared else f"{mode}_"
-            return f"{self.catalog}.{prefix}{name.replace('/', '_')}"
+            return f"{self._schema}.{prefix}{name.replace('/', '_')}"
         return join(self.root, "lake" if shared else mode, name)
 
     def whole(self, table: Table, mode: Mode) -> str:
         """Return what all parts of a table are below: a folder, or the name of a view of them."""
         if self.catalog is not None:
-            return f"{self.catalog}.{mode}_{table.name}"
+            return f"{self._schema}.{mode}_{table.name}"
         return join(self.root, mode, table.name)
+
+    @property
+    def _schema(self) -> str:
+        assert self.catalog is not None
+        parts = (f"`{part}`" if "-" in part else part for part in self.catalog.split("."))
+        return ".".join(parts)
 
     def training_set(self, mode: Mode, run_id: str) -> str:
         """Return the folder of the training set that a run exports."""

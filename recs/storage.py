@@ -8,10 +8,11 @@ knows the difference.
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 from uuid import uuid4
 
@@ -32,6 +33,9 @@ SCHEMES = {
     "hdfs": "hdfs",
 }
 
+#: fsspec's names of storage that has no folders, and where an upload is there whole or not at all.
+_OBJECT_STORES = ("s3", "abfs", "gs")
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 
 #: Scheme, host with login, and path of a URI. What urllib refuses as a URI has to be told too,
@@ -43,7 +47,7 @@ _WITHOUT_PORT = ("s3", "s3a", "gs", "abfs", "abfss")
 
 
 class StorageError(UserError):
-    """A path or URI that recs will not open."""
+    """A path, URI or catalog that recs will not open."""
 
 
 def check_uri(uri: str) -> str:
@@ -79,6 +83,22 @@ def check_uri(uri: str) -> str:
     return uri
 
 
+def check_catalog(name: str) -> str:
+    """Return the name of a schema, or of a catalog and a schema, unchanged, or refuse it.
+
+    Raises
+    ------
+    StorageError
+        If it has more parts, or other characters than ASCII letters, digits, ``_`` and ``-``.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)?", name):
+        raise StorageError(
+            f"catalog {name!r} is no name: give 'schema' or 'catalog.schema', of letters, digits, "
+            "hyphens and underscores"
+        )
+    return name
+
+
 def redact(uri: str) -> str:
     """Return ``uri`` without a user name, password or query, for messages, logs and tables."""
     found = _URI.match(uri)
@@ -103,9 +123,17 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def absolute(path: str) -> str:
+    """Return a local path from the root, ``~`` being the user's home; a URI as it is."""
+    return path if has_scheme(path) else os.path.abspath(os.path.expanduser(path))
+
+
 def folder_name(run_id: str) -> str:
-    """Return a run's id as the name of a folder: HDFS takes no colons."""
-    return run_id.replace(":", "_")
+    """Return a run's id as the name of a folder that no other id has.
+
+    HDFS takes no colons, and no id has a ``~``.
+    """
+    return run_id.replace(":", "~")
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -128,10 +156,14 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             path = "/dbfs/" + uri.split(":", 1)[1].lstrip("/")
         return fsspec.filesystem("file", auto_mkdir=True), path
     try:
-        fs = fsspec.filesystem(protocol)
+        kind = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise StorageError(f"{scheme}:// needs one more package: {error}") from error
-    return fs, fs._strip_protocol(protocol + uri[len(scheme) :])
+    url = protocol + uri[len(scheme) :]
+    # The account of abfss://box@ACCOUNT… and the host of hdfs://HOST:PORT are of the file system.
+    # What others write, as Spark and other processes do, is missing in a cached listing.
+    fs = kind(**kind._get_kwargs_from_urls(url), use_listings_cache=False)
+    return fs, fs._strip_protocol(url)
 
 
 def may_exist(uri: str) -> bool:
@@ -171,6 +203,30 @@ def writing(uri: str) -> Iterator[IO[bytes]]:
     Two may write the same file at once, as attempts at one task do: it is that of the last to end.
     """
     fs, path = filesystem(uri)
+    make = _upload if SCHEMES[_scheme(uri)] in _OBJECT_STORES else _move
+    with make(fs, path) as file:
+        yield file
+
+
+@contextmanager
+def _upload(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+    """Open an object, which is there once it is closed, whole: a move would copy and delete it."""
+    file = fs.open(path, "wb")
+    try:
+        yield file
+        file.close()
+    except BaseException:
+        # An open file closes itself when it is collected, and what it has would be there after all.
+        # (With autocommit=False adlfs makes it there too, and s3fs takes three requests.)
+        file.closed = True
+        with suppress(Exception):  # what went wrong before is what matters
+            file.discard()
+        raise
+
+
+@contextmanager
+def _move(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[IO[bytes]]:
+    """Open a file beside its place, to which it is moved in one step."""
     fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     part = f"{path}.{uuid4().hex}.part"
     try:
@@ -197,7 +253,6 @@ def _scheme(uri: str) -> str:
 def children(uri: str) -> list[str]:
     """Return the names of what lies in a folder, sorted; none where there is no folder."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache(path)
     try:
         found = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from pipelines.resources import conf_folder
+from recs import storage
 from recs.config import Config, ConfigError, load_config
+from recs.settings import Strict
+from recs.storage import StorageError
 
 MINIMAL = {
     "events": {
@@ -56,6 +62,8 @@ def test_overrides_reach_nested_keys(file: Path) -> None:
         ("root=s3a://key:sec/ret+secret@bucket/lake", "carries credentials"),
         ("root=//me:secret@host/lake", "carries credentials"),
         ("root= s3a://key:secret@bucket/lake", "spaces at an end"),
+        ("catalog=a.b.c", "key 'catalog': catalog 'a.b.c' is no name: give 'schema' or"),
+        ("catalog=dev_ml.ré", "of letters, digits, hyphens and underscores"),
         ("run_id=a b", "run_id"),
         ("run_id=..", "run_id"),
         ("models=[slim", "override 'models=[slim': '[slim' is no YAML"),
@@ -67,9 +75,17 @@ def test_overrides_reach_nested_keys(file: Path) -> None:
             "split={method: random, method: files}",
             "override 'split={method: random, method: files}': key 'split.method' is given twice",
         ),
-        ("events.types={1: {}}", "line 1: '1' is a key of type int: put it in quotes"),
-        ("events.default_type=no", "valid string (given: False): put it in quotes"),
-        ("split={validation_from: 2024-13-01}", "is no YAML"),
+        ("events.types={[a]: {}}", "line 1: a key is a list or a mapping: put it in quotes"),
+        ("split={validation_from: 2024-13-01}", "key 'split.validation_from': Input should be"),
+        ("split={validation_from: !!date 1}", "is no YAML"),
+        ("split=&a [*a]", "is no YAML"),
+        ("seed=1e-3", "key 'seed': Input should be a valid integer"),
+        ("seed=!!int x", "is no YAML"),
+        ("rebuild=yes", "key 'rebuild': true or false is needed (given: 'yes')"),
+        ("rebuild=1", "key 'rebuild': true or false is needed (given: 1)"),
+        ("popularity.days=true", "key 'popularity.days': a number is needed (given: True)"),
+        ("slim.l1=false", "key 'slim.l1': a number is needed (given: False)"),
+        ("evaluate.ks=[1, true]", "key 'evaluate.ks': a number is needed (given: [1, True])"),
         ("models=slim,popularity,slim", "key 'models': 'slim' is given twice: name it once"),
         ("evaluate.protocols=[full, full]", "key 'evaluate.protocols': 'full' is given twice"),
         ("evaluate.ks=[5, 10, 5]", "key 'evaluate.ks': 5 is given twice"),
@@ -202,13 +218,137 @@ def test_separators_are_taken_as_they_are(file: Path, text: str) -> None:
     assert config.events.sources[0].separator == expected
 
 
+#: Texts that look like something else, to YAML 1.1 if not to 1.2.
+LOOKALIKES = ["no", "On", "y", "true", "null", "~", "010", "1e3", "20260101", "2026-01-01", "1_0"]
+LOOKALIKES += ["12:30", ".inf", "=", "0x1F", "1.0"]
+
+
+@pytest.mark.parametrize("text", LOOKALIKES)
+def test_texts_are_taken_as_they_are_written(file: Path, text: str) -> None:
+    given = f"""
+events:
+  default_type: {text}
+  types: {{{text}: {{weight: 2}}, "view": {{}}}}
+  sources:
+  - path: {text}
+    fields: [{text}, i]
+    columns: {{user: {text}, item: "{text}", timestamp: null}}
+  - path: [{text}, b]
+    columns: {{user: u, item: i, timestamp: null}}
+"""
+    file.write_text(given)
+    config = load(file)
+    assert config.events.default_type == text
+    assert config.events.types[text].weight == 2
+    one, other = config.events.sources
+    assert one.path == text and other.path == [text, "b"]
+    assert one.fields == [text, "i"]
+    assert (one.columns.user, one.columns.item, one.columns.timestamp) == (text, text, None)
+    keys = ("name", "events.default_type", "events.sources.0.path", "events.sources.0.quote")
+    config = load(file, *(f"{key}={text}" for key in keys))
+    assert config.name == config.events.default_type == text
+    assert config.events.sources[0].path == config.events.sources[0].quote == text
+
+
+def test_keys_of_overrides_are_taken_as_they_are_written(file: Path) -> None:
+    config = load(file, "events.types={no: {}, view: {}}", "events.types.1.weight=2")
+    assert list(config.events.types) == ["no", "view", "1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "folder"),
+    [
+        ("folder=null", None),
+        ("folder=~", "~"),
+        ("folder='null'", "null"),
+        ('folder="a b"', "a b"),
+        ("folder=a # b", "a # b"),
+        ("folder=", ""),
+        ("folder={a: b}", "{a: b}"),
+        ("folder=[a]", "[a]"),
+        ("folder='a", "'a"),
+    ],
+)
+def test_a_text_of_an_override_may_be_none_or_in_quotes(
+    file: Path, override: str, folder: str | None
+) -> None:
+    assert load(file, override).folder == folder
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [("[a, 010]", ["a", "010"]), ("[ab]*.csv", ["[ab]*.csv"]), ("'[a]'", ["[a]"])],
+)
+def test_several_texts_of_an_override_are_a_list(file: Path, text: str, paths: list[str]) -> None:
+    assert load(file, f"events.sources.0.path={text}").events.sources[0].paths == paths
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e3", 1000), ("1000.0", 1000), ("010", 10), ("0o10", 8), ("0x10", 16), ("-1", -1)],
+)
+def test_whole_numbers_may_be_written_as_fractions(file: Path, text: str, number: int) -> None:
+    assert load(file, f"seed={text}").seed == number
+    file.write_text(yaml.safe_dump(MINIMAL) + f"seed: {text}\n")
+    assert load(file).seed == number
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.inf", -math.inf),
+        ("True", True),
+        ("FALSE", False),
+        ("Null", None),
+        ("", None),
+        ("no", "no"),
+        ("2026-01-01", "2026-01-01"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("'1'", "1"),
+        ("[no, 010, ~]", ["no", 10, None]),
+        ("{no: 1}", {"no": 1}),
+    ],
+)
+def test_what_is_of_no_declared_type_is_read_by_the_core_schema(
+    file: Path, text: str, value: object
+) -> None:
+    """Settings of networks, which their own classes check."""
+    for config in (
+        load(file, f"networks.sasrec.model.x={text}"),
+        load(file, f"networks={{sasrec: {{model: {{x: {text}}}}}}}"),
+    ):
+        found = config.networks["sasrec"].model["x"]
+        assert found == value and type(found) is type(value)
+
+
+def test_all_settings_tell_truth_values_from_numbers() -> None:
+    class Some(Strict):
+        many: list[tuple[float, int]] = []
+        number: float | None = None
+        either: bool | int = 0
+        truth: bool | None = None
+
+    assert Some(many=[(1, 2)], number=1, either=True, truth=None).either is True
+    wrong: list[dict[str, Any]] = [{"many": [(1.0, True)]}, {"number": False}]
+    wrong += [{"truth": 1}, {"truth": "yes"}, {"truth": 0.0}]
+    for values in wrong:
+        with pytest.raises(ValidationError, match="is needed"):
+            Some(**values)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("split: {min_user_events: 5}\nslim: {l1: 2}\nsplit: {}", "key 'split' .* 1 and 3"),
         ("slim:\n  l1: 1\n  l2: 1\n  l1: 2", "key 'slim.l1' is given twice .lines 2 and 4."),
         ("items:\n- item: a\n  item: b", "key 'items.0.item' is given twice .lines 2 and 3."),
-        ("events:\n  types:\n    no: {}", "line 3: 'no' is a key of type bool: put it in quotes"),
+        ("events:\n  types:\n    ? [no]\n    : {}", "line 3: a key is a list or a mapping"),
+        ("events:\n  types: {no: {}, 'no': {}}", "key 'events.types.no' is given twice"),
         ("a: [1, 2\nb: 3", r"is not YAML: .* \(line 2, column 2\)"),
         ("- a", "must hold keys and values, it holds list"),
     ],
@@ -238,10 +378,44 @@ def test_a_file_is_utf8(file: Path, encoding: str) -> None:
         load(file.parent)
 
 
+@pytest.mark.parametrize("folder", ["s3://bucket/conf", "s3a://bucket/conf"])
+def test_a_file_may_lie_on_any_storage(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setitem(storage.SCHEMES, "s3", "memory")
+    monkeypatch.setitem(storage.SCHEMES, "s3a", "memory")
+    uri = f"{folder}/mine.yaml"
+    text = yaml.safe_dump(MINIMAL | {"folder": "été"}, allow_unicode=True)
+    storage.write_file(uri, text.encode())
+    config = load_config(uri, ["root=lake"])
+    assert (config.name, config.folder) == ("mine", "été")
+    with pytest.raises(ConfigError, match=f"config {uri}: unknown key 'slm'"):
+        load_config(uri, ["root=lake", "slm=1"])
+    storage.write_file(uri, text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=f"config {uri} is not UTF-8"):
+        load_config(uri)
+    with pytest.raises(ConfigError, match=f"config {folder} is a folder"):
+        load_config(folder)
+    storage.remove_tree(folder)
+    with pytest.raises(ConfigError, match=f"config {uri} does not exist"):
+        load_config(uri)
+    with pytest.raises(StorageError, match="carries credentials"):
+        load_config("s3://me:secret@bucket/mine.yaml")
+
+
+def test_a_file_may_lie_at_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    config = load_config("~/mine.yaml", ["root=~/lake", "data=~"])
+    assert (config.root, config.data) == (f"{file.parent}/lake", str(file.parent))
+
+
 def test_sections_without_keys_are_not_there(file: Path) -> None:
     file.write_text(yaml.safe_dump(MINIMAL | {"slim": None, "models": None}))
     assert load(file).slim.l1 == 5.0
     assert load(file, "slim.l1=2").slim.l1 == 2
+
+
+@pytest.mark.parametrize("catalog", ["recs", "main.recs", "dev-ml.recs", "_a.b-1"])
+def test_tables_may_be_of_a_catalog(file: Path, catalog: str) -> None:
+    assert load(file, f"catalog={catalog}").catalog == catalog
 
 
 def test_missing_file_root_and_data_are_named(file: Path) -> None:

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import pipelines.demo
 from pipelines import cli, run
 from pipelines.compare import GateFailed, check_gates
-from recs.config import ConfigError, load_config
+from recs.config import Config, ConfigError, load_config
 from recs.lake import LakeError
+from recs.storage import SCHEMES, remove_tree, write_file
 
 # Processes that are not of a terminal may have been started without Ctrl-C.
 _START = """if True:
@@ -110,6 +112,44 @@ def test_data_that_is_not_there_is_missed_by_ingest_alone(
     assert "give it as data=FOLDER" in capsys.readouterr().err
     config = load_config(file, ["root=lake"])
     run.check(run.stages_named(config, "recommend"), config)
+
+
+def test_a_config_is_found_by_name_or_on_any_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Config] = []
+    monkeypatch.setattr(cli, "_run", lambda stages, config, *_, **__: ran.append(config))
+    monkeypatch.setitem(SCHEMES, "s3a", "memory")
+    write_file("s3a://conf/demo.yaml", yaml.safe_dump(GATED | {"name": "remote"}).encode())
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(GATED | {"name": "local"}))
+    for name in ("demo.yaml", "conf/demo.yaml", "s3a://conf/demo.yaml", f"{tmp_path}/demo.yaml"):
+        assert cli.main(["run", "--config", name, "root=lake"]) == 0
+    remove_tree("s3a://conf")
+    assert [config.name for config in ran] == ["demo", "demo", "remote", "local"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "root"),
+    [
+        (["root=~/x"], "{home}/x"),
+        (["root=first", "root=file:/tmp/x/"], "file:/tmp/x/"),
+        (["root=s3a://bucket/demo"], "s3a://bucket/demo"),
+        ([], "{here}/out/demo"),
+    ],
+)
+def test_the_demo_generates_its_events_under_its_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], root: str
+) -> None:
+    ran: list[Config] = []
+    made: list[str] = []
+    monkeypatch.setattr(cli, "_run", lambda stages, config, *_, **__: ran.append(config))
+    monkeypatch.setattr(pipelines.demo, "make_input", lambda folder, verbose: made.append(folder))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", *overrides]) == 0
+    expected = root.format(home=tmp_path / "home", here=tmp_path)
+    assert [config.root for config in ran] == [expected]
+    assert [config.data for config in ran] == made == [expected.rstrip("/") + "/raw"]
 
 
 def test_a_metric_that_is_no_number_passes_no_gate(tmp_path: Path) -> None:
