@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+import recs
+from pipelines.output import Output, metrics_table
 from pipelines.progress import set_up_logging
 from pipelines.resources import conf_folder
 from pipelines.signals import Signals
@@ -21,6 +21,9 @@ from recs.storage import join
 if TYPE_CHECKING:
     from pipelines.job import Stage
 
+#: Groups of commands in the help.
+_RUN, _STAGES, _LOOK, _SEARCH = "Run", "Stages", "Look", "Search and study"
+
 app = typer.Typer(
     help="Distributed training of recommenders on Spark, Torch and Delta.",
     no_args_is_help=True,
@@ -28,7 +31,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 tune = typer.Typer(help="Search a model's settings on validation events.", no_args_is_help=True)
-app.add_typer(tune, name="tune")
+app.add_typer(tune, name="tune", rich_help_panel=_SEARCH)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"recs {recs.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
 
 ConfigFile = Annotated[
     str, typer.Option("--config", help="YAML file; a name of conf/ is found wherever recs lies.")
@@ -54,7 +73,7 @@ To = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -76,7 +95,7 @@ def run(
     _run(stages, settings, dry_run, take_over, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def demo(
     overrides: Overrides = None,
     as_json: Json = False,
@@ -93,7 +112,7 @@ def demo(
     _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def generate(
     settings: Annotated[
         list[str],
@@ -112,12 +131,12 @@ def generate(
     set_up_logging(verbose)
     done = generate_log(parse(settings), verbose=verbose)
     rows = ", ".join(f"{number:,} {kind}" for kind, number in done["rows"].items())
-    print(f"{rows} in {done['folder']}: {done['seconds']:.1f} s")
-    if as_json:
-        _print_document(done)
+    out = Output(as_json)
+    out.say(f"{rows} in {done['folder']}: {done['seconds']:.1f} s")
+    out.document(done)
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
 def tables(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
@@ -126,12 +145,48 @@ def tables(
 
     settings = _load(config, overrides)
     listed = list_tables(open_lake(settings, verbose=verbose))
-    _print_rows(listed, ["table", "version", "rows", "comment", "path"])
-    if as_json:
-        _print_document({"tables": {row.pop("table"): row for row in listed}})
+    out = Output(as_json)
+    out.rows(listed, ["table", "version", "rows", "comment", "path"])
+    out.document({"tables": {row.pop("table"): row for row in listed}})
 
 
-@app.command()
+@app.command(rich_help_panel=_LOOK)
+def runs(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    last: Annotated[int, typer.Option("--last", min=1, help="So many of those ended.")] = 20,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the last runs of stages: state, seconds, rows, error; and those at work."""
+    from pipelines.look import COLUMNS, list_runs
+    from pipelines.run import open_lake
+
+    set_up_logging(verbose)
+    listed = list_runs(open_lake(_load(config, overrides), verbose=verbose), last)
+    out = Output(as_json)
+    out.rows(listed, COLUMNS)
+    out.document({"runs": listed})
+
+
+@app.command(rich_help_panel=_LOOK)
+def check(
+    config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """Try what a run needs: configuration, storage, Java, Spark with Delta, rights on tables."""
+    from pipelines.checks import check_all
+
+    set_up_logging(verbose)
+    settings, out, checked = _load(config, overrides), Output(as_json), []
+    for result in check_all(settings, verbose=verbose):
+        out.say(f"{'ok' if result.well else 'NOT OK':<7}{result.what}: {result.told}")
+        checked.append(result)
+    out.document({"checks": [result._asdict() for result in checked]})
+    if not all(result.well for result in checked):
+        raise typer.Exit(2)
+
+
+@app.command(rich_help_panel=_RUN)
 def repair(
     table: Annotated[str, typer.Argument(help="As recs tables lists it, without the mode.")],
     config: ConfigFile,
@@ -148,9 +203,9 @@ def repair(
     settings = _load(config, overrides)
     lake = open_lake(settings, verbose=verbose)
     done = repair(table, settings, lake, settings.run_id or new_run_id())
-    print(f"run {done.run_id} has repaired {table}: {done.seconds:.1f} s")
-    if as_json:
-        _print_document({"run_id": done.run_id, "outputs": done.outputs})
+    out = Output(as_json)
+    out.say(f"run {done.run_id} has repaired {table}: {done.seconds:.1f} s")
+    out.document({"run_id": done.run_id, "outputs": done.outputs})
 
 
 def _tune_command(name: str, summary: str) -> None:
@@ -178,13 +233,13 @@ def _tune_command(name: str, summary: str) -> None:
         measured = ("protocol", "metric", "k", "value", "nonzeros", "seconds")
         columns = [*trials[0]["settings"], *(c for c in measured if trials[0][c] is not None)]
         trials = [trial.pop("settings") | trial for trial in trials]
-        _print_rows(trials, columns)
+        out = Output(as_json)
+        out.rows(trials, columns)
         best = [f"{key}={value}" for key, value in done.details.items() if "." in key]
-        print("best: " + " ".join(best))
+        out.say("best: " + " ".join(best))
         if "model" in done.details:
-            print(f"model: {done.details['model']}")
-        if as_json:
-            _print_document(outcome.document() | {"trials": trials})
+            out.say(f"model: {done.details['model']}")
+        out.document(outcome.document() | {"trials": trials})
 
     tune.command(name, help=summary)(command)
 
@@ -194,7 +249,7 @@ for _name in NETWORKS:
     _tune_command(_name, f"Search the space that networks.{_name}.tune declares.")
 
 
-@app.command()
+@app.command(rich_help_panel=_SEARCH)
 def sequentiality(
     config: ConfigFile, overrides: Overrides = None, as_json: Json = False, verbose: Verbose = False
 ) -> None:
@@ -219,15 +274,15 @@ def sequentiality(
     done = outcome.finished["sequentiality"]
     losses = read_losses(lake, done)
     rows = summary(losses)
-    _print_rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
+    out = Output(as_json)
+    out.rows(rows, ["items", "rules", "shuffled_rules", "change", "lost", "lost_share"])
     models = read_changes(lake, done)
     if models:
-        _print_rows(models, list(models[0]))
+        out.rows(models, list(models[0]))
     plot = draw(settings, losses)
-    print(f"plot: {plot}")
-    if as_json:
-        found = {"sequentiality": rows, "model_sequentiality": models, "plot": plot}
-        _print_document(outcome.document() | found)
+    out.say(f"plot: {plot}")
+    found = {"sequentiality": rows, "model_sequentiality": models, "plot": plot}
+    out.document(outcome.document() | found)
 
 
 def _stage_command(name: str, summary: str) -> None:
@@ -245,7 +300,7 @@ def _stage_command(name: str, summary: str) -> None:
         stages = stages_named(settings, name)
         _run(stages, settings, dry_run, take_over, as_json=as_json, verbose=verbose)
 
-    app.command(name, help=summary)(command)
+    app.command(name, help=summary, rich_help_panel=_STAGES)(command)
 
 
 #: Stage → help. Kept beside the stages' own list by a test, so that ``--help`` needs no Spark.
@@ -292,72 +347,28 @@ def _run(
 
     set_up_logging(verbose)
     check(stages, config)
+    out = Output(as_json)
     if dry_run:
-        _print_plan(stages, as_json)
+        _print_plan(stages, out)
         return
     lake = open_lake(config, verbose=verbose)
     outcome = run_stages(stages, config, lake, take_over=take_over)
     if outcome.metrics:
-        print(_metrics_table(outcome.metrics))
-    print(f"run {outcome.run_id}: {sum(outcome.seconds.values()):.1f} s in stages; tables:")
+        out.say(metrics_table(outcome.metrics))
+    out.say(f"run {outcome.run_id}: {sum(outcome.seconds.values()):.1f} s in stages; tables:")
     for name, table in outcome.tables.items():
-        print(f"  {name:<26} version {table['version']:>4}  {table['path']}")
-    if as_json:
-        _print_document(outcome.document())
+        out.say(f"  {name:<26} version {table['version']:>4}  {table['path']}")
+    out.document(outcome.document())
     if outcome.metrics:
         check_gates(config, outcome.metrics)
 
 
-def _print_plan(stages: list[Stage], as_json: bool) -> None:
+def _print_plan(stages: list[Stage], out: Output) -> None:
     plan = [{"stage": s.label, "reads": list(s.reads), "writes": list(s.writes)} for s in stages]
     for step in plan:
         reads, writes = ", ".join(step["reads"]), ", ".join(step["writes"])
-        print(f"{step['stage']}: reads {reads}; writes {writes}")
-    if as_json:
-        _print_document({"stages": plan})
-
-
-def _metrics_table(metrics: list[dict[str, Any]]) -> str:
-    """Lay the headline metrics out with a column a model: those at 10 (or the longest list), and
-    of the whole ranking AUC and MRR. All the others are in table ``metrics``."""
-    models = sorted({row["model"] for row in metrics})
-    lengths = {row["k"] for row in metrics} - {None}
-    headline = 10 if 10 in lengths else max(lengths, default=None)
-    values = {
-        (row["protocol"], row["metric"], row["k"], row["model"]): row["value"]
-        for row in metrics
-        if row["k"] == headline or (row["k"] is None and row["metric"] in ("auc", "mrr"))
-    }
-    keys = sorted({key[:3] for key in values}, key=lambda key: (key[0], key[1], key[2] or 0))
-    lines = [f"{'protocol':<15}{'metric':<20}" + "".join(f"{model:>14}" for model in models)]
-    for protocol, metric, k in keys:
-        name = metric if k is None else f"{metric}@{k}"
-        cells = [values.get((protocol, metric, k, model)) for model in models]
-        shown = "".join(f"{'–' if cell is None else format(cell, '.4f'):>14}" for cell in cells)
-        lines.append(f"{protocol:<15}{name:<20}{shown}")
-    return "\n".join(lines)
-
-
-def _print_rows(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    for row in cells:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-
-
-def _print_document(document: dict[str, Any]) -> None:
-    print(json.dumps(_without_nan(document), default=str, allow_nan=False), flush=True)
-
-
-def _without_nan(value: Any) -> Any:
-    """Return a document with null for numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        out.say(f"{step['stage']}: reads {reads}; writes {writes}")
+    out.document({"stages": plan})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,6 +169,10 @@ def run_stages(
     """
     check(stages, config)
     outcome = Outcome(config.run_id or new_run_id())
+    print(
+        f"run {outcome.run_id}; broken off, it goes on with run_id={outcome.run_id}",
+        file=sys.stderr,
+    )
     with Progress(lake.spark, outcome.run_id, len(stages)) as progress:
         for stage in stages:
             with progress.stage(stage.label):
