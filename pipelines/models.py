@@ -127,7 +127,7 @@ def fit_slim(job: Job) -> None:
     fits.unpersist()
     job.note_splits(job.fit_splits)
     job.note_settings((*_SPLIT_SETTINGS, *_READ_WITH))
-    job.run.after_commit(partial(_remove_old_weights, job))
+    job.run.after_commit(lambda: _remove_old_weights(job))
 
 
 def _may_start_from_last(job: Job) -> bool:

@@ -169,10 +169,7 @@ def run_stages(
     """
     check(stages, config)
     outcome = Outcome(config.run_id or new_run_id())
-    print(
-        f"run {outcome.run_id}; broken off, it goes on with run_id={outcome.run_id}",
-        file=sys.stderr,
-    )
+    print(f"run_id={outcome.run_id} goes on with it, if it is broken off", file=sys.stderr)
     with Progress(lake.spark, outcome.run_id, len(stages)) as progress:
         for stage in stages:
             with progress.stage(stage.label):

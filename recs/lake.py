@@ -25,6 +25,7 @@ from pyspark.sql import functions as F
 from recs import delta_log
 from recs.errors import UserError
 from recs.schema import Mode, Table, table_of
+from recs.session import num_tasks, settings
 from recs.storage import check_catalog, check_uri, exists, folder_name, join
 
 _MODE_PROPERTY = "recs.mode"
@@ -53,6 +54,8 @@ _UPKEEP = frozenset(
 
 #: What Delta says where a version can no longer be had.
 _GONE = re.compile(r"Not all files from version|DELTA_VERSION_NOT_FOUND|Cannot time travel")
+
+_LISTED_BY = "spark.sql.sources.parallelPartitionDiscovery.parallelism"
 
 #: What a commit tells of itself.
 _TOLD = ("timestamp", "userMetadata", "operation", "operationMetrics")
@@ -353,7 +356,9 @@ class Lake:
 
     def vacuum(self, name: str, hours: float | None = None) -> None:
         """Remove the files that no version of so many hours has; by default the table's rule."""
-        self.delta(name).vacuum(hours)
+        # Spark's own number, 10,000 tasks to list files by, takes a minute for the smallest table.
+        with settings(self.spark, {_LISTED_BY: str(num_tasks(self.spark))}):
+            self.delta(name).vacuum(hours)
 
     def files(self, name: str) -> tuple[int, int]:
         """Return the number of files of a table's newest version, and their bytes."""

@@ -22,7 +22,7 @@ KNOWS = {
     "arrays": {"errors", "session", "storage"},
     "sampling": {"arrays", "errors"},
     "delta_log": {"storage"},
-    "lake": {"delta_log", "errors", "schema", "storage"},
+    "lake": {"delta_log", "errors", "schema", "session", "storage"},
     "attempts": {"errors", "lake", "storage"},
     "usage": {"__init__"},
     "ledger": {"lake", "schema"},
