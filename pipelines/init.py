@@ -110,6 +110,7 @@ class _Guessed:
     def notes(self) -> list[str]:
         """Return what was guessed and why, a line each."""
         told = [f"format: {self.format} ({self.sample.rows:,} rows looked at)", *self.sample.notes]
+        told += [f"left out: {name!r} holds lists or records" for name in self.sample.nested]
         told += [f"{role}: {self._told(role)}" for role in self.roles.found if role != "rating"]
         told += [f"warning: {warning}" for warning in self.roles.warnings]
         unknown = [repr(name) for name in self.types if event_type(name) is None]

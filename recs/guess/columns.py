@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,6 +72,8 @@ class Sample:
         Lines that are not in the encoding, or malformed.
     fields
         Names for the columns of a csv file without a header; None where its first line has them.
+    nested
+        Names of columns that hold lists or records, which are no ids, times or weights.
     """
 
     columns: list[Column]
@@ -80,6 +83,7 @@ class Sample:
     separator: str = ","
     quote: str = '"'
     fields: list[str] | None = None
+    nested: Sequence[str] = ()
 
     @property
     def rows(self) -> int:

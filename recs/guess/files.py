@@ -104,7 +104,11 @@ class RawFile:
             raise GuessError(
                 f"{self.path} is one JSON document: write one record a line, as jq -c '.[]' does"
             )
-        return "jsonl" if start.startswith(b"{") else "csv"
+        return "jsonl" if re.match(rb"\{\s*([\"'}]|$)", start) else "csv"
+
+    def first_line(self) -> bytes:
+        """Return the first line, as far as it is not far too long."""
+        return self.head(1 << 16).splitlines()[0]
 
     def lines(self) -> list[bytes]:
         """Return the first lines, and some of the middle where it can be reached.

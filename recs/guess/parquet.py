@@ -31,18 +31,14 @@ def read_parquet(file: RawFile) -> Sample:
             f"{file.path}: Parquet needs one more package: pip install pyarrow"
         ) from error
 
-    notes = []
     with file.open() as opened:
         try:
             parquet = pq.ParquetFile(opened)
             if not parquet.metadata.num_rows:
                 raise GuessError(f"{file.path} holds no rows: name a file with events")
-            kept = []
-            for field in parquet.schema_arrow:
-                if pa.types.is_nested(field.type):
-                    notes.append(f"passed over: {field.name!r}, which holds lists or records")
-                else:
-                    kept.append(field.name)
+            fields = list(parquet.schema_arrow)
+            nested = [field.name for field in fields if pa.types.is_nested(field.type)]
+            kept = [field.name for field in fields if field.name not in nested]
             batches = [
                 batch
                 for group in sorted({0, parquet.num_row_groups // 2})
@@ -54,7 +50,7 @@ def read_parquet(file: RawFile) -> Sample:
         except (pa.ArrowException, ValueError, OSError) as error:
             raise GuessError(f"{file.path} is broken Parquet ({error})") from error
         columns = [_column(name, table.column(name)) for name in table.column_names]
-    return Sample(columns, notes)
+    return Sample(columns, [], nested=nested)
 
 
 def _column(name: str, values: pa.ChunkedArray) -> Column:

@@ -115,7 +115,8 @@ def _there(sample: Sample) -> str:
     there = [column.name for column in sample.columns]
     if sample.fields and len(there) > _FEW_COLUMNS:
         return f"{there[0]} to {there[-1]}"
-    return ", ".join(there)
+    unnest = f" (unnest {', '.join(sample.nested)} before)" if sample.nested else ""
+    return ", ".join(there) + unnest
 
 
 def _context(free: Sequence[Column]) -> tuple[list[Column], list[str]]:

@@ -36,14 +36,14 @@ def read_jsonl(file: RawFile) -> Sample:
             f"{file.path} begins with {{, but most of its lines are no JSON: write one record a "
             "line, with double quotes"
         )
-    columns = []
+    columns, nested = [], []
     for key in dict.fromkeys(key for record in records for key in record):
         values = [record.get(key) for record in records]
         if any(isinstance(value, list | dict) for value in values):
-            notes.append(f"passed over: {key!r}, which holds lists or records")
+            nested.append(key)
         else:
             columns.append(Column(key, [text_of(value) for value in values]))
-    return Sample(columns, notes, bad + len(lines) - len(records), encoding)
+    return Sample(columns, notes, bad + len(lines) - len(records), encoding, nested=nested)
 
 
 def read_csv(file: RawFile, others: Sequence[RawFile]) -> Sample:
@@ -73,9 +73,10 @@ def read_csv(file: RawFile, others: Sequence[RawFile]) -> Sample:
     if quote != '"':
         notes.append(f"quote: {quote!r}" if quote else "quote: none, quotes are parts of values")
     why = _why_header(rows) if len(split[0]) == number else None
-    heads = [other.head(1 << 16).splitlines()[0] for other in others]
-    for other, head in zip(others, heads, strict=True):
-        text = head.decode(encoding, errors="replace").removeprefix("\ufeff")
+    if why and not file.first_line().strip():
+        raise GuessError(f"{file.path}: the line before the header is empty: remove it")
+    for other in others:
+        text = other.first_line().decode(encoding, errors="replace").removeprefix("\ufeff")
         if text != lines[0] if why else len(_split(text, separator, quote)) != number:
             raise differ(file, other)
     if why:
@@ -197,13 +198,16 @@ def _why_header(rows: list[list[str]]) -> str | None:
     first = rows[0]
     if any(number_of(value) is not None or time_format([value]) for value in first):
         return None
+    # A title or a category can be called as columns are; two of them hardly ever are.
+    known = list(filter(names.is_known, first))
+    if len(known) > 1:
+        return f"which has names as {known[0]!r} and {known[1]!r}"
     others = [row for row in rows[1:_NEXT] if row != first]
     columns = list(zip(*others, strict=True))
     if any(value in column for value, column in zip(first, columns, strict=False)):
         return None
-    known = next(filter(names.is_known, first), None)
-    if known is not None:
-        return f"which has names as {known!r}"
+    if known:
+        return f"which has names as {known[0]!r}"
     if any(_are_numbers(column) for column in columns):
         return "which has texts where the others have numbers"
     are_names = all(map(_NAME.fullmatch, first)) and len(set(first)) == len(first)

@@ -388,6 +388,8 @@ def test_the_first_line_is_no_header_where_it_looks_like_the_others(
     path.write_text(lines(",", USERS, ["book"] * 60, header=""))
     source = source_of(guess(path)[0])
     assert source.fields == ["user", "item"]
+    path.write_text(lines(",", USERS, ITEMS, "like", header="user,item,like"))
+    assert source_of(guess(path)[0]).fields is None
     path.write_text(lines(",", USERS, ITEMS, header="who,what"))
     _, told = guess(path, "--user", "who", "--item", "what")
     assert "header: the first line, as it seems" in told
@@ -405,7 +407,7 @@ def test_parquet_keeps_times_as_such(
     config, told = guess(path)
     check(config, {"user": "user_id", "item": "item_id", "timestamp": "ts"}, {"format": "parquet"})
     assert "timestamp: 'ts', kept as times (by its name and values; 2024-01-01 to" in told
-    assert "passed over: 'tags', which holds lists or records" in told
+    assert "left out: 'tags' holds lists or records" in told
 
 
 def test_times_without_a_value_are_none(
@@ -623,7 +625,7 @@ def test_what_was_guessed_is_told_with_its_reason(
         "format: csv (60 rows looked at)",
         "encoding: utf-8",
         "separator: ',' (5 columns in 61 of 61 lines)",
-        "header: the first line, which has names as 'timestamp'",
+        "header: the first line, which has names as 'timestamp' and 'visitorid'",
         "user: 'visitorid' (by its name; 10 values in 60 rows)",
         "item: 'itemid' (by its name; 20 values in 60 rows)",
         "timestamp: 'timestamp', milliseconds since 1970 "
@@ -666,6 +668,12 @@ def test_each_key_has_a_line_and_what_has_no_obvious_value_a_comment(
             b"user_id,when,total\n1,2024-01-01,5\n1,2024-01-02,6\n",
             "no column looks like an item: say --item COLUMN, one of user_id, when, total",
         ),
+        (
+            "sessions.jsonl",
+            b'{"session": 1, "events": [{"aid": 2}]}',
+            "say --item COLUMN, one of session (unnest events before)",
+        ),
+        ("late.csv", b"\nuser,item\n1,2\n", "the line before the header is empty"),
         (
             "items.csv",
             b"sku,label\n1,a\n2,b\n",
