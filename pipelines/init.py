@@ -11,6 +11,7 @@ import yaml
 
 from recs.config import EventType
 from recs.guess.columns import Column, Sample, number_of
+from recs.guess.doubts import doubts_of
 from recs.guess.files import GuessError, Raw, find, require_one_kind
 from recs.guess.kinds import event_type
 from recs.guess.parquet import read_parquet
@@ -112,7 +113,8 @@ class _Guessed:
         told = [f"format: {self.format} ({self.sample.rows:,} rows looked at)", *self.sample.notes]
         told += [f"left out: {name!r} holds lists or records" for name in self.sample.nested]
         told += [f"{role}: {self._told(role)}" for role in self.roles.found if role != "rating"]
-        told += [f"warning: {warning}" for warning in self.roles.warnings]
+        doubts = doubts_of(self.sample, self.roles.found)
+        told += [f"warning: {warning}" for warning in (*self.roles.warnings, *doubts)]
         unknown = [repr(name) for name in self.types if event_type(name) is None]
         if unknown:
             told.append(f"warning: what {', '.join(unknown)} mean is not known: weigh them")

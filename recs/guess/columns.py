@@ -12,7 +12,7 @@ from functools import cached_property
 _NOTHING = {"na", "n/a", "nan", "null", "none", "nil", r"\n", "undefined", "-"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """A column: its name, and its values as texts, trimmed; None stands for none.
 
