@@ -113,6 +113,24 @@ def demo(
 
 
 @app.command(rich_help_panel=_RUN)
+def init(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file of events, or a folder.")],
+    user: Annotated[str | None, typer.Option(metavar="COLUMN", help="Who; not guessed.")] = None,
+    item: Annotated[str | None, typer.Option(metavar="COLUMN", help="What; not guessed.")] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="When; not guessed.")
+    ] = None,
+) -> None:
+    """Guess the configuration of raw events and print it as YAML; standard error says by what."""
+    from pipelines.init import draft
+
+    given = {"user": user, "item": item, "timestamp": timestamp}
+    drafted = draft(path, {role: name for role, name in given.items() if name is not None})
+    print("\n".join(drafted.notes), file=sys.stderr)
+    print(drafted.yaml, end="")
+
+
+@app.command(rich_help_panel=_RUN)
 def generate(
     settings: Annotated[
         list[str],
