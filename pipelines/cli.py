@@ -102,14 +102,16 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Generate events with planted structure and run all stages on them, under root=out/demo."""
-    from pipelines.demo import make_input
-    from pipelines.run import stages_of
+    from pipelines.demo import make_input, one_user
+    from pipelines.run import open_lake, stages_of
 
     set_up_logging(verbose)
     settings = _load("demo.yaml", ["root=out/demo", *(overrides or [])])
     settings = settings.model_copy(update={"data": join(settings.root, "raw")})
     make_input(str(settings.data), verbose)
     _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
+    for line in one_user(open_lake(settings, verbose=verbose), settings):
+        Output(as_json).say(line)
 
 
 @app.command(rich_help_panel=_RUN)
