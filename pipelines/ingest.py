@@ -159,24 +159,20 @@ def _require_expected(job: Job, accepted: int, rejected: dict[str, int]) -> None
         job.run.details[_NEWEST] = newest
     moment = datetime.fromisoformat(newest).replace(tzinfo=UTC) if newest else None
     require_fresh(expect, moment, job.run.started_at)
-    shares = _shares(accepted, rejected)
     earlier = [
         _shares(int(run.details[_ACCEPTED]), json.loads(run.details[_REJECTED]))
         for run in before
         if _ACCEPTED in run.details
     ]
-    for what in shares or {}:
-        require_usual(
-            expect, what, (shares or {})[what], [found[what] for found in earlier if found]
-        )
+    for what, share in _shares(accepted, rejected).items():
+        require_usual(expect, what, share, [found[what] for found in earlier if found])
 
 
-def _shares(accepted: int, rejected: dict[str, int]) -> dict[str, float] | None:
-    """Return shares of what was delivered; None where nothing was."""
-    total = accepted + sum(rejected.values())
-    duplicates = rejected.get(ingest.DUPLICATE, 0)
+def _shares(accepted: int, rejected: dict[str, int]) -> dict[str, float]:
+    """Return shares of what was delivered; none where nothing was."""
+    total, duplicates = accepted + sum(rejected.values()), rejected.get(ingest.DUPLICATE, 0)
     bad = sum(rejected.values()) - duplicates
-    return {"rejected": bad / total, "duplicates": duplicates / total} if total else None
+    return {"rejected": bad / total, "duplicates": duplicates / total} if total else {}
 
 
 def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tuple[int, int]:

@@ -83,9 +83,8 @@ def run_split(job: Job) -> None:
     config = job.config
     events, user_ids = job.run.read_as_of("vocabulary", "events"), job.read("user_ids")
     if config.as_of is not None:
-        events = events.where(
-            F.col("timestamp") < F.lit(config.as_of.isoformat()).cast("timestamp")
-        )
+        moment = F.lit(config.as_of.isoformat()).cast("timestamp")
+        events = events.where(F.col("timestamp") < moment)
     if job.run.unchanged("events", "item_ids"):
         job.keep(*SPLIT.writes)
         return
@@ -116,7 +115,7 @@ VOCABULARY = Stage(
     "Number new users and items.",
     reads=("events", "items", "candidate_lists"),
     writes=("user_ids", "item_ids", "event_type_ids"),
-    settings=("events.types", "events.expect"),
+    settings=("events.types",),
     work=run_vocabulary,
     shared=True,
 )

@@ -37,9 +37,7 @@ def check_candidates(evaluate: Evaluate, candidates: list[CandidateSource]) -> N
 def check_as_of(as_of: datetime | None, events: Events) -> None:
     """Refuse a past day of events that have no times."""
     if as_of is not None and any(source.columns.timestamp is None for source in events.sources):
-        raise ValueError(
-            "as_of needs times, and a source has columns.timestamp: null: leave it out"
-        )
+        raise ValueError("as_of needs times, and a source has columns.timestamp: null: give none")
 
 
 def check_event_types(
