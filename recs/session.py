@@ -302,7 +302,7 @@ def _ivy_home() -> Path:
 _TAIL = 20_000
 
 #: What the JVM prints in its whole life. Without a name: it is gone with the processes.
-_printed = tempfile.TemporaryFile()  # noqa: SIM115: as long as the process lives
+_printed = tempfile.TemporaryFile()  # noqa: SIM115
 
 
 def _tail() -> bytes:
