@@ -26,6 +26,7 @@ def run_recommend(job: Job) -> None:
     """Write the model's list of every user; popularity serves users without history."""
     assert job.model is not None
     settings, model = job.config.recommend, MODELS[job.model]
+    version = model.version(job)
     catalogue, item_ids = open_catalogue(job), job.read("item_ids")
     names = write_names(item_ids, join(job.work_folder, "names"), job.num_items())
     users = job.read("user_ids").select("user_id", "user")
@@ -38,7 +39,6 @@ def run_recommend(job: Job) -> None:
         fallback=None if model is FALLBACK else FALLBACK.open(job),
         names=names,
     )
-    version = model.version(job)
     with bounded_batches(job.spark):
         job.write("recommendations", lists.withColumn("model_version", F.lit(version)))
     job.run.details[_LISTED] = version
