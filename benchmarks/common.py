@@ -75,7 +75,9 @@ def data_file(folder: Path, name: str, file: str) -> Path:
 def hardware() -> str:
     """Name the processor, the cores that this process may use, and the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory"
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return f"{_processor()}, {cores} cores, {memory:.0f} GiB memory"
 
 
 def commit() -> str:
@@ -107,10 +109,11 @@ def report(
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    information = Path("/proc/cpuinfo")  # Linux
+    for line in information.read_text().splitlines() if information.is_file() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
-    return platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def _git(*command: str) -> str:

@@ -437,8 +437,17 @@ def _report(error: Exception, arguments: list[str]) -> int:
     told = tell(error)
     if not told.whole or {"-v", "--verbose"} & set(arguments):
         traceback.print_exception(error)
-    print(f"error: {told.message}", file=sys.stderr)
+    print(f"error: {told.message}{_last_words(error)}", file=sys.stderr)
     return told.exit_code
+
+
+def _last_words(error: Exception) -> str:
+    """Return what the JVM has said last, where it does not answer any more."""
+    session = sys.modules.get("recs.session")
+    if session is None or type(error).__name__ != "Py4JNetworkError":
+        return ""
+    words = session.last_words()
+    return f" ({words})" if words else ""
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from recs.config import Config
 from recs.lake import Lake, LakeError, Write
 from recs.ledger import Finished, Ledger, label
 from recs.runs import Run
-from recs.schema import part, table_of
+from recs.schema import FOLDERS, part, table_of
 
 log = logging.getLogger("recs")
 
@@ -202,6 +202,9 @@ class Stage:
         Its tables serve both modes.
     model
         The model that it is of; None of a stage of all.
+    version
+        Raised when the step makes something else of the same tables and settings; then its next
+        run makes everything anew.
     work
         The step itself.
     """
@@ -214,6 +217,7 @@ class Stage:
     work: Callable[[Job], None]
     shared: bool = False
     model: str | None = None
+    version: int = 1
 
     @property
     def label(self) -> str:
@@ -233,7 +237,7 @@ def run_stage(
     recs.attempts.AtWork
         If another attempt at the stage is at work, and is not to be taken over.
     """
-    config_hash = config.hash(*stage.settings)
+    config_hash = f"{config.hash(*stage.settings)}.{stage.version}"
     done = Ledger(lake).newest(stage.name, stage.model, run_id=run_id)
     if done is not None:
         if done.config_hash != config_hash:
@@ -252,7 +256,7 @@ def run_stage(
         shared=stage.shared,
         rebuild=config.rebuild,
         reads=stage.reads,
-        writes=stage.writes,
+        writes=[name for name in stage.writes if name not in FOLDERS],
         take_over=take_over,
     )
     with run:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +34,15 @@ class JsonLines(logging.Formatter):
         self.stage: str | None = None
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+        fields = {k: v for k, v in vars(record).items() if k not in _STANDARD}
+        # Last, so that nothing given takes their place.
+        fields |= {
+            "time": f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%dT%H:%M:%SZ}",
             "level": record.levelname.lower(),
             "run": self.run_id,
             "stage": getattr(record, "stage", self.stage),
             "message": record.getMessage(),
         }
-        fields |= {k: v for k, v in vars(record).items() if k not in _STANDARD}
         return json.dumps(fields, default=str)
 
 

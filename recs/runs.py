@@ -265,18 +265,15 @@ class Run:
     def _last(self) -> Finished | None:
         """Return the stage's last run, if this one may build upon it."""
         last = self.newest(self.stage, self.part)
-        alike = last is not None and (last.config_hash, last.code_version) == (
-            self.config_hash,
-            recs.__version__,
-        )
+        alike = last is not None and last.config_hash == self.config_hash
         return last if alike and not self.rebuild else None
 
     def read_new(self, name: str) -> DataFrame | None:
         """Return the rows of a table that came after the version that the stage's last run read.
 
         Up to the version that this run reads. None where the stage cannot build upon its last run:
-        it never ran in this mode, or had other settings or another version of recs, or the table
-        was overwritten since; or a rebuild is asked for. Then everything is to be made anew.
+        it never ran in this mode, or had other settings, or the table was overwritten
+        since; or a rebuild is asked for. Then everything is to be made anew.
         """
         rows = self.read(name)
         last, key = self._last(), self.lake.key(name)

@@ -68,21 +68,22 @@ def _driver_gib() -> int:
     return max(2, min(16, memory // 2**32))
 
 
-# What suits one machine; a cluster's own settings are never touched.
-_LOCAL_CONF = {
-    "spark.python.daemon.module": "recs.daemon",
-    "spark.driver.memory": f"{_driver_gib()}g",
-    # Stages are long rows of short-lived objects, where pauses do not matter and throughput does.
-    "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.driver.host": "127.0.0.1",
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    # Spark puts small partitions together again; large ones are sorted without spilling.
-    "spark.sql.shuffle.partitions": str(4 * (os.cpu_count() or 2)),
-    "spark.databricks.delta.snapshotPartitions": "2",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
-}
+def _local_conf() -> dict[str, str]:
+    """Return what suits one machine; a cluster's own settings are never touched."""
+    return {
+        "spark.python.daemon.module": "recs.daemon",
+        "spark.driver.memory": f"{_driver_gib()}g",
+        # Stages are long rows of short-lived objects: throughput matters, pauses do not.
+        "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        # Spark puts small partitions together again; large ones are sorted without spilling.
+        "spark.sql.shuffle.partitions": str(4 * (os.cpu_count() or 2)),
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
+    }
 
 
 class SessionError(UserError):
@@ -136,6 +137,8 @@ def get_session(
         for key, value in {**_EVERYWHERE, **(conf or {})}.items():
             if active.conf.isModifiable(key) or key.startswith("parquet."):
                 active.conf.set(key, value)
+            elif active.conf.get(key, None) != value:
+                log.warning("%s=%s comes too late for the Spark session that is there", key, value)
         return active
 
     # The gateway is that of a JVM which was there first, as on YARN's nodes.
@@ -150,7 +153,7 @@ def get_session(
     if master:
         settings |= {"spark.master": master}
     if local:
-        settings |= _LOCAL_CONF
+        settings |= _local_conf()
     if not submitted:
         ivy = _ivy_home()
         settings |= DELTA_CONF | {"spark.jars.packages": DELTA_PACKAGE, "spark.jars.ivy": str(ivy)}
@@ -160,23 +163,19 @@ def get_session(
     if packages and not submitted and "delta-spark" not in packages:
         settings["spark.jars.packages"] = f"{DELTA_PACKAGE},{packages}"
 
-    # Without a name: it is gone with the JVM, which writes to it as long as it lives.
-    with tempfile.TemporaryFile() as output:
-        try:
-            with (
-                _jvm_output(None if verbose or submitted else output.fileno()),
-                _utf8_names(),
-                _own_handler(),
-            ):
-                SparkContext.getOrCreate(SparkConf().setAll(list(settings.items())))
-            builder = SparkSession.builder
-            for key, value in settings.items():
-                builder = builder.config(key, value)
-            session = builder.getOrCreate()
-        except Exception as error:
-            size = os.fstat(output.fileno()).st_size
-            tail = os.pread(output.fileno(), _TAIL, max(0, size - _TAIL))
-            raise SessionError(f"Spark did not start: {_reason(error, tail)}") from error
+    try:
+        with (
+            _jvm_output(None if verbose or submitted else _printed.fileno()),
+            _utf8_names(),
+            _own_handler(),
+        ):
+            SparkContext.getOrCreate(SparkConf().setAll(list(settings.items())))
+        builder = SparkSession.builder
+        for key, value in settings.items():
+            builder = builder.config(key, value)
+        session = builder.getOrCreate()
+    except Exception as error:
+        raise SessionError(f"Spark did not start: {_reason(error, _tail())}") from error
     _require_delta(session)
     _check_names(session)
     if local:
@@ -301,6 +300,21 @@ def _ivy_home() -> Path:
 
 
 _TAIL = 20_000
+
+#: What the JVM prints in its whole life. Without a name: it is gone with the processes.
+_printed = tempfile.TemporaryFile()  # noqa: SIM115
+
+
+def _tail() -> bytes:
+    size = os.fstat(_printed.fileno()).st_size
+    return os.pread(_printed.fileno(), _TAIL, max(0, size - _TAIL))
+
+
+def last_words() -> str:
+    """Return the last error that the JVM of this process's session has printed, if any."""
+    lines = _tail().decode(errors="replace").splitlines()
+    told = [line.strip() for line in lines if re.search(r"Error\b|Exception\b", line)]
+    return told[-1][:300] if told else ""
 
 
 def _reason(error: Exception, output: bytes) -> str:

@@ -44,7 +44,7 @@ from recs.training.settings import Processes
 class Config(Strict):
     """Everything a pipeline needs."""
 
-    name: str
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,100}$", description="no path")
     root: str
     catalog: str | None = None
     mode: Literal["backtest", "serve"] = "backtest"
@@ -117,13 +117,15 @@ class Config(Strict):
     def hash(self, *keys: str) -> str:
         """Return a hash of the settings with these keys, the same for equal values.
 
-        Keys are dotted; ``*`` stands for all keys of a mapping, or elements of a list.
+        Keys are dotted; ``*`` stands for all keys of a mapping, or elements of a list. A setting
+        that has its default does not count, so that a new one changes no hash.
         """
-        values = self.pick(*keys)
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        values = {key: _pick(given, key.split(".")) for key in keys}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def pick(self, *keys: str) -> dict[str, Any]:
-        """Return the settings with these keys, as :meth:`hash` reads them."""
+        """Return the settings with these keys, whole."""
         whole = self.model_dump(mode="json")
         return {key: _pick(whole, key.split(".")) for key in keys}
 
@@ -187,11 +189,11 @@ def _checked(check: Callable[[str], str], name: str) -> str:
 
 
 def _pick(node: Any, parts: list[str]) -> Any:
-    """Return what a key, in parts, stands for below ``node``."""
-    if not parts:
+    """Return what a key, in parts, stands for below ``node``; None of what is not there."""
+    if not parts or node is None:
         return node
     if parts[0] == "*" and isinstance(node, list):
         return [_pick(value, parts[1:]) for value in node]
     if parts[0] == "*":
         return {key: _pick(value, parts[1:]) for key, value in node.items()}
-    return _pick(node[parts[0]], parts[1:])
+    return _pick(node.get(parts[0]), parts[1:])

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
@@ -106,9 +107,10 @@ class MLflow:
         import mlflow
 
         self._mlflow, self._told, self._at, self._lost = mlflow, 0.0, 0, False
-        mlflow.start_run(run_name=job.name)
+        self._tell(partial(mlflow.start_run, run_name=job.name))
         told = {"model": job.name, "seed": job.seed, "folder": redact_text(job.folder)}
-        mlflow.log_params(told | _flat(job.network.model_dump(mode="json")) | job.versions)
+        told |= _flat(job.network.model_dump(mode="json")) | job.versions
+        self._tell(mlflow.log_params, told)
 
     def step(self, epoch: int, step: int, steps: int, loss: float, examples_per_s: float) -> None:
         now, self._at = time.monotonic(), epoch * steps + step
