@@ -2,13 +2,15 @@
 # MAGIC %md
 # MAGIC # Recommendations, once a day
 # MAGIC All stages of one configuration; what was delivered since the last run is read.
-# MAGIC Install the wheel of recs and numba as libraries of the cluster; networks want torch too.
+# MAGIC Install the wheel of recs and numba as libraries of the cluster; networks need torch and
+# MAGIC safetensors too. A second job may run `jobs/upkeep.py` (`recs upkeep`) at night.
 
 # COMMAND ----------
 
 from pipelines.compare import check_gates
 from pipelines.resources import conf_folder
 from pipelines.run import open_lake, run_stages, stages_of
+from recs import readers
 from recs.config import load_config
 
 # COMMAND ----------
@@ -31,10 +33,14 @@ outcome = run_stages(stages_of(config), config, lake)
 
 # COMMAND ----------
 
-display(readers.read(lake, "metrics" if config.mode == "backtest" else "recommendations"))
+# Lists of all models; or the metrics of this run, of which the table keeps those of all runs.
+if config.mode == "backtest":
+    display(readers.read(lake, "metrics").where(f"run_id = '{outcome.run_id}'"))
+else:
+    display(readers.read(lake, "recommendations"))
 
 # COMMAND ----------
 
-# A scheduled job fails here where a metric misses its gate; mode serve measures nothing.
+# A scheduled job fails here if a metric misses its gate; mode serve measures nothing.
 if config.mode == "backtest":
     check_gates(config, outcome.metrics)

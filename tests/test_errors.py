@@ -13,7 +13,7 @@ import pytest
 from py4j.protocol import Py4JNetworkError
 from pyspark.sql import SparkSession
 
-from pipelines.evaluate import GateFailed
+from pipelines.compare import GateFailed
 from recs.arrays.matrix import MatrixError
 from recs.errors import UserError, tell
 

@@ -3,7 +3,7 @@
 They follow the rule of the protocol ``full`` (:mod:`recs.ranking.protocols`): where lists leave out
 what users have seen, so do rankings, and a target that its user has seen is not ranked; elsewhere
 what was seen stays a candidate. A training set knows the items that users have wanted, not those
-that they have disliked, so that these stay candidates here, which ``recs evaluate`` leaves out.
+that they have disliked, so that these stay candidates here, which ``recs rank`` leaves out.
 Users without a history count as 0, as they do there.
 """
 
