@@ -12,11 +12,20 @@ PYTHON :=
 PYTEST = $(BIN)/python -m pytest
 BY_FILE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install java demo test test-next test-slow test-cluster check format bench bench-% wheel clean
+# The build too uses the locked setuptools. pip shows what it fetches: gigabytes, with torch.
+define install
+$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+$(BIN)/python -m pip install --no-build-isolation --constraint constraints.txt --editable '.[$(1)]'
+endef
+COMMA := ,
+
+.PHONY: help install java demo demo-slim test test-next test-slow test-cluster check format bench bench-% \
+        wheel clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       run all stages on generated events (ARGS=… for the command)"
+	@echo "make demo-slim  the same without networks, after an installation without torch"
 	@echo "make test       lint, format, types, and all tests but the slow ones"
 	@echo "make test-slow  the slow tests; make test-cluster those on a standalone Spark cluster"
 	@echo "make test-next  the tests of make test on the newest Spark, pyarrow, numpy and torch"
@@ -30,6 +39,10 @@ install: $(INSTALLED)
 
 demo: java $(INSTALLED)
 	$(BIN)/recs demo $(ARGS)
+
+# For the impatient: torch is most of what is installed.
+demo-slim: java $(INSTALLED).slim
+	$(BIN)/recs demo models=popularity,slim root=out/demo-slim $(ARGS)
 
 test: java check
 test-next: java $(NEXT)/.installed
@@ -84,18 +97,19 @@ $(BIN)/python:
 	exit 1
 
 # Touched when all is installed: made again only when what to install changes, and an installation
-# that broke off is taken up again. The build too uses the locked setuptools.
+# that broke off is taken up again.
 $(INSTALLED): setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "$(VENV) is not of Python 3.11, or was moved: run make clean" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
-	  --editable '.[$(EXTRAS)]'
+	$(call install,$(EXTRAS))
+
+# What has all has this, too.
+$(INSTALLED).slim: setup.py pyproject.toml constraints.txt | $(BIN)/python
+	$(if $(wildcard $(INSTALLED)),,$(call install,spark))
 	@touch $@
 
 $(INSTALLED).bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
-	  --editable '.[$(EXTRAS),bench]'
+	$(call install,$(EXTRAS)$(COMMA)bench)
 	@touch $@
 
 $(NEXT)/bin/python:
@@ -118,7 +132,7 @@ $(NEXT)/bin/python:
 # PySpark and pandas are of the extra spark, whose delta-spark would hold PySpark back.
 $(NEXT)/.installed: setup.py pyproject.toml constraints-next.txt | $(NEXT)/bin/python
 	$(NEXT)/bin/python -m pip install --quiet --constraint constraints-next.txt setuptools wheel
-	$(NEXT)/bin/python -m pip install --quiet --no-build-isolation \
+	$(NEXT)/bin/python -m pip install --no-build-isolation \
 	  --constraint constraints-next.txt pyspark pandas --editable '.[$(NEXT_EXTRAS)]'
 	$(NEXT)/bin/python -m pip install --quiet --no-deps --constraint constraints-next.txt delta-spark
 	@touch $@

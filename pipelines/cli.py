@@ -102,14 +102,34 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Generate events with planted structure and run all stages on them, under root=out/demo."""
-    from pipelines.demo import make_input
-    from pipelines.run import stages_of
+    from pipelines.demo import make_input, one_user
+    from pipelines.run import open_lake, stages_of
 
     set_up_logging(verbose)
     settings = _load("demo.yaml", ["root=out/demo", *(overrides or [])])
     settings = settings.model_copy(update={"data": join(settings.root, "raw")})
     make_input(str(settings.data), verbose)
     _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
+    for line in one_user(open_lake(settings, verbose=verbose), settings):
+        Output(as_json).say(line)
+
+
+@app.command(rich_help_panel=_RUN)
+def init(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file of events, or a folder.")],
+    user: Annotated[str | None, typer.Option(metavar="COLUMN", help="Who; not guessed.")] = None,
+    item: Annotated[str | None, typer.Option(metavar="COLUMN", help="What; not guessed.")] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="When; not guessed.")
+    ] = None,
+) -> None:
+    """Guess the configuration of raw events and print it as YAML; standard error says by what."""
+    from pipelines.init import draft
+
+    given = {"user": user, "item": item, "timestamp": timestamp}
+    drafted = draft(path, {role: name for role, name in given.items() if name is not None})
+    print("\n".join(drafted.notes), file=sys.stderr)
+    print(drafted.yaml, end="")
 
 
 @app.command(rich_help_panel=_RUN)

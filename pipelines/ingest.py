@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import reduce
 
 from pyspark.sql import DataFrame, Observation
@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pipelines.job import Job, Stage
 from recs.config import CandidateSource, EventSource, ItemSource, Source, UserSource
 from recs.data import entities, ingest
+from recs.data.expectations import require_fresh, require_rows, require_usual
 from recs.data.files import Delivered, ledger_rows, new_deliveries, settings_hash
 from recs.data.sources import RAW, REASON, SOURCE, read_lines, read_rows
 from recs.runs import Run
@@ -22,6 +23,10 @@ from recs.session import num_tasks, settings
 from recs.storage import join
 
 log = logging.getLogger("recs")
+
+# Details of runs: events accepted, rows rejected by reason, time of the newest event ever.
+_ACCEPTED, _REJECTED, _NEWEST = "accepted", "rejected", "newest"
+_FORM = "yyyy-MM-dd'T'HH:mm:ss"
 
 
 def run_ingest(job: Job) -> None:
@@ -135,9 +140,39 @@ def _read_events(job: Job, deliveries: _Deliveries) -> None:
     if repeats:
         rejected[ingest.DUPLICATE] = repeats
     ingest.Counts(accepted, rejected, examples).require(job.config.events.max_reject_share)
-    job.run.details["rejected"] = json.dumps(rejected)
+    job.run.details |= {_ACCEPTED: str(accepted), _REJECTED: json.dumps(rejected)}
+    _require_expected(job, accepted, rejected)
     level = logging.WARNING if rejected else logging.INFO
     log.log(level, "events read", extra={"accepted": accepted, **rejected})
+
+
+def _require_expected(job: Job, accepted: int, rejected: dict[str, int]) -> None:
+    """Hold what is delivered against ``events.expect``."""
+    expect, before = job.config.events.expect, job.run.finished_runs("ingest")
+    require_rows(expect, accepted)
+    newest = max((run.details[_NEWEST] for run in before if _NEWEST in run.details), default=None)
+    if accepted and expect.max_age_hours is not None:
+        own = job.run.read("events").where(F.col("run_id") == job.run.run_id)
+        latest = own.agg(F.date_format(F.max("timestamp"), _FORM)).collect()[0][0]
+        newest = max(filter(None, (newest, latest)), default=None)
+    if newest is not None:
+        job.run.details[_NEWEST] = newest
+    moment = datetime.fromisoformat(newest).replace(tzinfo=UTC) if newest else None
+    require_fresh(expect, moment, job.run.started_at)
+    earlier = [
+        _shares(int(run.details[_ACCEPTED]), json.loads(run.details[_REJECTED]))
+        for run in before
+        if _ACCEPTED in run.details
+    ]
+    for what, share in _shares(accepted, rejected).items():
+        require_usual(expect, what, share, [found[what] for found in earlier if found])
+
+
+def _shares(accepted: int, rejected: dict[str, int]) -> dict[str, float]:
+    """Return shares of what was delivered; none where nothing was."""
+    total, duplicates = accepted + sum(rejected.values()), rejected.get(ingest.DUPLICATE, 0)
+    bad = sum(rejected.values()) - duplicates
+    return {"rejected": bad / total, "duplicates": duplicates / total} if total else {}
 
 
 def _read_source(job: Job, source: EventSource, new: Sequence[Delivered]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from recs.config import Config
 from recs.lake import Lake, LakeError, Write
 from recs.ledger import Finished, Ledger, label
 from recs.runs import Run
-from recs.schema import part, table_of
+from recs.schema import FOLDERS, part, table_of
 
 log = logging.getLogger("recs")
 
@@ -252,7 +252,7 @@ def run_stage(
         shared=stage.shared,
         rebuild=config.rebuild,
         reads=stage.reads,
-        writes=stage.writes,
+        writes=[name for name in stage.writes if name not in FOLDERS],
         take_over=take_over,
     )
     with run:

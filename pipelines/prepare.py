@@ -10,9 +10,12 @@ from pyspark.sql import functions as F
 from pipelines.job import Job, Stage
 from recs.data import split, vocabulary
 from recs.data.catalogue import catalogue
+from recs.data.expectations import require_usual
 from recs.data.files import order_of_sources
 
 log = logging.getLogger("recs")
+
+_NEW_USERS = "new_users"  # a detail of runs: the share of a delivery's users that are new
 
 
 def run_vocabulary(job: Job) -> None:
@@ -41,6 +44,24 @@ def run_vocabulary(job: Job) -> None:
     if job.run.has("items"):
         _warn_of_unknown_items(events, job.read("items"))
     job.run.write_all(numbered, "append")
+    _require_usual_users(job, users)
+
+
+def _require_usual_users(job: Job, users: DataFrame) -> None:
+    """Keep how many of a delivery's users are new, and hold them against those of before."""
+    expect = job.config.events.expect
+    if expect.max_times is None:
+        return
+    delivered = users.select("user").distinct().count()
+    new = job.read("user_ids").where(F.col("run_id") == job.run.run_id).count()
+    before = [
+        float(run.details[_NEW_USERS])
+        for run in job.run.finished_runs("vocabulary")
+        if _NEW_USERS in run.details
+    ]
+    if delivered:
+        job.run.details[_NEW_USERS] = str(new / delivered)
+        require_usual(expect, "of users never seen before", new / delivered, before)
 
 
 def _warn_of_unknown_items(events: DataFrame, items: DataFrame) -> None:
@@ -61,6 +82,9 @@ def run_split(job: Job) -> None:
     """
     config = job.config
     events, user_ids = job.run.read_as_of("vocabulary", "events"), job.read("user_ids")
+    if config.as_of is not None:
+        moment = F.lit(config.as_of.isoformat()).cast("timestamp")
+        events = events.where(F.col("timestamp") < moment)
     if job.run.unchanged("events", "item_ids"):
         job.keep(*SPLIT.writes)
         return
@@ -103,6 +127,7 @@ SPLIT = Stage(
     settings=(
         "mode",
         "seed",
+        "as_of",
         "events.types",
         "events.default_type",
         "events.sources.*.held_out",

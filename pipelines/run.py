@@ -91,8 +91,8 @@ def stages_of(config: Config) -> list[Stage]:
         wanted += [EXPORT]
     models = [MODELS[name] for name in config.models]
     wanted += FALLBACK.fits if FALLBACK not in models else ()
-    for model in models:
-        wanted += [*model.fits, recommend_stage(model)]
+    wanted += [stage for model in models for stage in model.fits]
+    wanted += map(recommend_stage, models)
     if config.mode == "backtest":
         wanted += [*map(rank_stage, models), compare_stage(config.models)]
     return in_order(wanted)

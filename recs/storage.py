@@ -190,6 +190,14 @@ def has_scheme(path: str) -> bool:
     return bool(_scheme(path))
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether Spark passes over a file or folder of this name."""
+    # Folders such as _day=3 are partitions.
+    return name not in (".", "..") and (
+        name.startswith(".") or (name.startswith("_") and "=" not in name)
+    )
+
+
 def write_file(uri: str, content: bytes) -> None:
     """Write a file, whole or not at all; its folders are made."""
     with writing(uri) as file:

@@ -32,6 +32,7 @@ KNOWS = {
     "training": {"arrays", "errors", "nn", "schema", "settings", "storage"},
     "config": {"errors", "nn", "schema", "settings", "storage", "training"},
     "data": {"arrays", "config", "errors", "sampling", "schema", "session", "storage"},
+    "guess": {"config", "errors", "storage"},
     "slim": {"arrays", "errors", "session", "storage"},
     "ranking": {"arrays", "errors", "sampling", "schema"},
     "evaluation": {"arrays", "errors", "ranking", "sampling", "schema"},

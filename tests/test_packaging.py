@@ -31,6 +31,7 @@ def _make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (("pyspark", "torch", "numpy", "pyarrow"), "recs"),
         (("pyspark", "torch"), "recs.config"),
         (("pyspark", "torch"), "pipelines.cli"),
+        (("pyspark", "torch", "pyarrow"), "pipelines.init"),
         (("torch",), "recs.data.synthetic"),
         (("torch", "petastorm", "safetensors", "optuna"), "pipelines.run"),
     ],

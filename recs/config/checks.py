@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from recs.config.evaluation import Evaluate
 from recs.config.preparation import Export, Negatives, Sequences
 from recs.config.sources import CandidateSource, Events
@@ -30,6 +32,12 @@ def check_candidates(evaluate: Evaluate, candidates: list[CandidateSource]) -> N
             "evaluate.protocols names 'given', but there are no candidates: give their source, "
             "or leave it out"
         )
+
+
+def check_as_of(as_of: datetime | None, events: Events) -> None:
+    """Refuse a past day of events that have no times."""
+    if as_of is not None and any(source.columns.timestamp is None for source in events.sources):
+        raise ValueError("as_of needs times, and a source has columns.timestamp: null: give none")
 
 
 def check_event_types(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from recs.config.checks import check_candidates, check_event_types, check_hold_out
+from recs.config.checks import check_as_of, check_candidates, check_event_types, check_hold_out
 from recs.config.errors import ConfigError
 from recs.config.evaluation import Evaluate, Recommend, Sequentiality
 from recs.config.models import (
@@ -26,7 +26,7 @@ from recs.config.preparation import Export, Negatives, Sequences, Split
 from recs.config.sources import CandidateSource, Delivery, Events, ItemSource, UserSource
 from recs.config.spark import spark_settings
 from recs.config.upkeep import Upkeep
-from recs.config.values import Different
+from recs.config.values import Different, Moment
 from recs.settings import Strict
 from recs.storage import (
     StorageError,
@@ -50,6 +50,9 @@ class Config(Strict):
     mode: Literal["backtest", "serve"] = "backtest"
     seed: int = 42
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}$")
+    as_of: Moment | None = Field(
+        None, description="only events before this time are used, as on that day; see docs/days.md"
+    )
     rebuild: bool = Field(False, description="make all tables anew instead of extending them")
     data: str | None = None
     folder: str | None = Field(None, description="subfolder of data, where data holds several sets")
@@ -97,6 +100,7 @@ class Config(Strict):
     def _sections_agree(self) -> Config:
         check_hold_out(self.export, self.evaluate, self.sequences)
         check_candidates(self.evaluate, self.candidates)
+        check_as_of(self.as_of, self.events)
         check_event_types(self.events, self.sequences, self.negatives)
         return self
 

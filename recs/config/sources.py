@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from recs.config.values import Moment, NonNegative, Separator, Share
+from recs.config.values import Moment, NonNegative, PositiveInt, Separator, Share
 from recs.schema import MAX_TYPE_WEIGHT
 from recs.settings import Strict
 
@@ -129,6 +129,25 @@ class EventType(Strict):
     polarity: Literal["positive", "negative", "shown"] = "positive"
 
 
+class Expect(Strict):
+    """What each delivery of events is held to; one that is not so fails, and changes nothing.
+
+    Attributes
+    ----------
+    min_rows
+        New events at least; a run without any fails too.
+    max_age_hours
+        Hours that the newest event of all deliveries may lie behind the start of the run.
+    max_times
+        Times that the share of rejected rows, of duplicates, or of users never seen before may be
+        what it was in the middle of the last 14 runs. Shares of at most 1% are always well.
+    """
+
+    min_rows: PositiveInt | None = None
+    max_age_hours: Annotated[float, Field(gt=0)] | None = None
+    max_times: Annotated[float, Field(gt=1)] | None = None
+
+
 class Events(Strict):
     """What is delivered, and what is accepted of it."""
 
@@ -138,6 +157,7 @@ class Events(Strict):
     floor: Moment = datetime(1990, 1, 1)
     allowed_skew_hours: NonNegative = 24.0
     max_reject_share: Share = 0.1
+    expect: Expect = Expect()
 
     @property
     def shown(self) -> list[str]:

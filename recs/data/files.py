@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from recs.config import CandidateSource, Source
 from recs.errors import UserError
 from recs.session import settings
-from recs.storage import filesystem, is_local
+from recs.storage import filesystem, is_hidden, is_local
 
 log = logging.getLogger("recs")
 
@@ -196,12 +196,12 @@ def _warn_of_hidden(path: str) -> None:
     if not is_local(path):
         return
     local = filesystem(path)[1]
-    if os.path.isfile(local) and _is_hidden(os.path.basename(local)):
+    if os.path.isfile(local) and is_hidden(os.path.basename(local)):
         raise SourceError(f"{path}: Spark reads no file whose name begins with _ or .: rename it")
     hidden = sum(
-        _is_hidden(name) and not _BESIDE.fullmatch(name)
+        is_hidden(name) and not _BESIDE.fullmatch(name)
         for folder, _, names in os.walk(local)
-        if not any(map(_is_hidden, os.path.relpath(folder, local).split("/")))
+        if not any(map(is_hidden, os.path.relpath(folder, local).split("/")))
         for name in names
     )
     if hidden:
@@ -209,13 +209,6 @@ def _warn_of_hidden(path: str) -> None:
             f"files of {path} whose names begin with _ or . are not read: rename them",
             extra={"files": hidden},
         )
-
-
-def _is_hidden(name: str) -> bool:
-    # As Spark has it: folders such as _day=3 are partitions.
-    return name not in (".", "..") and (
-        name.startswith(".") or (name.startswith("_") and "=" not in name)
-    )
 
 
 def is_text(source: Source | CandidateSource) -> bool:

@@ -125,6 +125,30 @@ def test_lists_of_another_fit_are_not_measured(
         assert min(row[0] for row in committed(lake, "item_fits", "iterations")) > 0
 
 
+def test_a_model_is_made_anew_beside_the_others(finished: tuple[Configure, Lake, dict]) -> None:
+    configure, lake, _ = finished
+    others = committed(lake, "recommendations/popularity"), committed(lake, "ranks/popularity")
+    run(configure("models=slim", "run_id=again"), "recommend", "rank")
+    assert {row[0] for row in committed(lake, "recommendations/slim", "run_id")} == {"again"}
+    # Metrics are kept a run, so that one sees how they went.
+    assert {"first", "again"} <= {row[0] for row in committed(lake, "metrics/slim", "run_id")}
+    now = committed(lake, "recommendations/popularity"), committed(lake, "ranks/popularity")
+    assert now == others
+    told = json.loads((Path(lake.location.root) / "tables-backtest.json").read_text())["tables"]
+    assert {f"ranks/{model}" for model in ("popularity", "slim")} <= set(told)
+
+
+def test_a_past_day_is_made_of_the_events_of_then(
+    finished: tuple[Configure, Lake, dict], tmp_path: Path
+) -> None:
+    configure, lake, _ = finished
+    shutil.copytree(lake.location.root, tmp_path / "then")
+    then = configure(f"root={tmp_path}/then", "as_of=2025-01-01T00:00:03Z")
+    made, _ = run(then, "split")
+    times = [row[0] for row in committed(made, "interactions", "timestamp")]
+    assert len(times) == 30 * 3 and max(times) < then.as_of
+
+
 def test_serve_mode_fits_on_everything_beside_the_backtest(
     finished: tuple[Configure, Lake, dict],
 ) -> None:
