@@ -3,10 +3,13 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := spark,train,tune,report,dev
+EXTRAS := spark,train,petastorm,tune,report,dev
+# The newest of everything, on Python 3.12 where there is one.
+NEXT := .venv-next
+NEXT_EXTRAS := train,tune,report,dev
 # Another interpreter: make PYTHON=/path/to/python3.11 test
 PYTHON :=
-PYTEST := $(BIN)/python -m pytest
+PYTEST = $(BIN)/python -m pytest
 BY_FILE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The build too uses the locked setuptools. pip shows what it fetches: gigabytes, with torch.
@@ -16,7 +19,8 @@ $(BIN)/python -m pip install --no-build-isolation --constraint constraints.txt -
 endef
 COMMA := ,
 
-.PHONY: help install java demo demo-slim test test-slow test-cluster check format bench bench-% wheel clean
+.PHONY: help install java demo demo-slim test test-next test-slow test-cluster check format bench bench-% \
+        wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,11 +28,12 @@ help:
 	@echo "make demo-slim  the same without networks, after an installation without torch"
 	@echo "make test       lint, format, types, and all tests but the slow ones"
 	@echo "make test-slow  the slow tests; make test-cluster those on a standalone Spark cluster"
+	@echo "make test-next  the tests of make test on the newest Spark, pyarrow, numpy and torch"
 	@echo "make check      lint, format and types only; make format mends the first two"
 	@echo "make bench-X    run benchmarks/X.py (ARGS=data=FOLDER); make bench most of them"
 	@echo "make install    create $(VENV) with the locked versions; done by the others when due"
 	@echo "make wheel      build dist/*.whl"
-	@echo "make clean      remove $(VENV), caches and builds"
+	@echo "make clean      remove $(VENV), $(NEXT), caches and builds"
 
 install: $(INSTALLED)
 
@@ -39,9 +44,13 @@ demo: java $(INSTALLED)
 demo-slim: java $(INSTALLED).slim
 	$(BIN)/recs demo models=popularity,slim root=out/demo-slim $(ARGS)
 
+test: java check
+test-next: java $(NEXT)/.installed
+test-next: BIN := $(NEXT)/bin
+
 # The files of tests are dealt to two processes, each with its session of Spark, in the order of
 # tests/conftest.py. Some are run again under the planner of production, which is too slow for all.
-test: java check
+test test-next:
 	$(PYTEST) $(BY_FILE) -m "not slow and not cluster" $(ARGS)
 ifeq ($(ARGS),)
 	RECS_TEST_PLANNER=production $(PYTEST) $(BY_FILE) -m "planner and not slow"
@@ -72,7 +81,7 @@ wheel: $(INSTALLED)
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
+	rm -rf $(VENV) $(NEXT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache spark-warehouse
 
 # The first Python 3.11 that really runs (a pyenv shim may exist and not) and can make environments.
 $(BIN)/python:
@@ -101,6 +110,31 @@ $(INSTALLED).slim: setup.py pyproject.toml constraints.txt | $(BIN)/python
 
 $(INSTALLED).bench: $(INSTALLED)
 	$(call install,$(EXTRAS)$(COMMA)bench)
+	@touch $@
+
+$(NEXT)/bin/python:
+	@for python in $(or $(PYTHON),python3.12 /usr/bin/python3.12 \
+	    "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python \
+	    python3.11 /usr/bin/python3.11 python3); do \
+	  version=$$("$$python" -c 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])' \
+	      2>/dev/null); \
+	  case "$$version" in \
+	    3.12) echo "creating $(NEXT) with $$("$$python" --version)";; \
+	    3.11) echo "creating $(NEXT) with $$("$$python" --version), for there is no Python 3.12";; \
+	    *) continue;; \
+	  esac; \
+	  exec "$$python" -m venv --clear $(NEXT); \
+	done; \
+	echo "Python 3.12 and 3.11 with venv are missing: install one (Debian: apt-get install" \
+	  "python3.11-venv), or say make PYTHON=/path/to/python3.12 test-next" >&2; \
+	exit 1
+
+# PySpark and pandas are of the extra spark, whose delta-spark would hold PySpark back.
+$(NEXT)/.installed: setup.py pyproject.toml constraints-next.txt | $(NEXT)/bin/python
+	$(NEXT)/bin/python -m pip install --quiet --constraint constraints-next.txt setuptools wheel
+	$(NEXT)/bin/python -m pip install --no-build-isolation \
+	  --constraint constraints-next.txt pyspark pandas --editable '.[$(NEXT_EXTRAS)]'
+	$(NEXT)/bin/python -m pip install --quiet --no-deps --constraint constraints-next.txt delta-spark
 	@touch $@
 
 java:

@@ -12,25 +12,31 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "recs/__init__.py").read_te
 BASE = ["fsspec>=2024.2", "pydantic>=2.7,<3", "pyyaml>=6,<7", "rich>=13,<16", "typer>=0.16,<1"]
 
 EXTRAS = {
-    # Everything up to SLIM, recommendations and metrics. Delta's jar is named in recs/session.py:
-    # it is for Spark 4.0, and PyPI has a delta-spark 4.4.1 whose jars are not on Maven Central.
+    # Everything up to SLIM, recommendations and metrics. Delta's jar is of the installed Spark
+    # (recs/session.py); PyPI has a delta-spark 4.4.1 whose jars are not on Maven Central. That of
+    # 4.4.0 refuses PySpark 4.2.1, which it runs on: there it is installed without dependencies.
     "spark": [
         "delta-spark==4.4.0",
         "numba>=0.60",
-        "numpy>=1.26",
+        "numpy>=1.26,<3",
         "pandas>=2.2,<3",
         "pyarrow>=14",
-        "pyspark>=4.0.1,<4.1",
+        "pyspark>=4.0.1,<4.3",
     ],
-    # Networks. Petastorm 0.13.1 reads with pyarrow 11 to 14 and numpy 1 only, and needs
-    # pkg_resources at run time; torch below 2.10 has a known hole in torch.load, 2.13 wants a
-    # newer setuptools than Petastorm bears.
+    # Networks; torch below 2.10 has a known hole in torch.load.
     "train": [
         "numba>=0.60",
+        "numpy>=1.26,<3",
+        "pyarrow>=14",
+        "safetensors>=0.4,<1",
+        "torch>=2.10,<2.16",
+    ],
+    # Another feed of networks. Petastorm 0.13.1 reads with pyarrow 11 to 14 and numpy 1 only, and
+    # needs pkg_resources at run time; torch 2.13 wants a newer setuptools than has that.
+    "petastorm": [
         "numpy>=1.26,<2",
         "petastorm>=0.13.1,<0.14",
         "pyarrow>=14,<15",
-        "safetensors>=0.4,<1",
         "setuptools<70",
         "torch>=2.10,<2.13",
     ],
@@ -66,8 +72,12 @@ setup(
     version=VERSION,
     description="Distributed training of recommenders on Spark, Torch and Delta",
     license="Apache-2.0",
-    # 3.12 is for Databricks' runtimes; beyond it Petastorm's pyarrow 14 has no wheels.
+    # Databricks' runtimes have 3.12; beyond it Petastorm's pyarrow 14 has no wheels.
     python_requires=">=3.11,<3.13",
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
     packages=[
         *find_packages(include=["recs", "recs.*", "pipelines", "pipelines.*"]),
         "pipelines.conf",

@@ -109,13 +109,15 @@ def run_train(job: Job) -> None:
     job.run.after_commit(lambda: remove_tree(task.checkpoints))
     job.run.details[_EXPORTED] = exported.run_id
     job.note_splits(job.splits_of(exported))
-    validation = task.network.training.validation
+    training = task.network.training
+    read_by = training.model_copy(update={"feed": done["feed"]})
+    settings = task.network.model_copy(update={"training": read_by})
     trained = {
         "model": job.model,
         "path": join(task.folder, "model"),
         "training_set": task.training_set,
-        "settings": task.network.model_dump_json(),
-        "metric": f"{validation.metric}@{validation.k}",
+        "settings": settings.model_dump_json(),
+        "metric": f"{training.validation.metric}@{training.validation.k}",
         **{key: done[key] for key in ("validation", "best_epoch", "epochs", "updates", "seconds")},
     }
     job.write_rows("trainings", [trained], "append")

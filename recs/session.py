@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("recs")
 
-#: Delta's jar for Spark 4.0; Spark's own Ivy fetches it from Maven Central and keeps it.
-DELTA_PACKAGE = "io.delta:delta-spark_4.0_2.13:4.4.0"
+_DELTA_VERSION = "4.4.0"
+_DELTA_SPARKS = ("4.0", "4.1", "4.2")  # that this Delta has jars for
 
 # Only Maven Central, which is Ivy's own default: Spark's chain also asks a host that is often
 # unreachable, once a jar.
@@ -90,6 +90,29 @@ class SessionError(UserError):
     """Spark could not be started, lacks Delta, or cannot read all names of files."""
 
 
+def delta_package(spark_version: str | None = None) -> str:
+    """Return the Maven coordinates of Delta's jar for a Spark, by default the PySpark that is here.
+
+    Spark's own Ivy fetches it from Maven Central and keeps it.
+
+    Raises
+    ------
+    SessionError
+        If there is no Delta for that Spark.
+    """
+    import pyspark
+
+    version = spark_version or pyspark.__version__
+    spark = ".".join(version.split(".")[:2])
+    if spark not in _DELTA_SPARKS:
+        known = ", ".join(_DELTA_SPARKS)
+        raise SessionError(
+            f"no Delta is known for Spark {version}: install PySpark {known}, or name "
+            "Delta's package for it in spark.jars.packages"
+        )
+    return f"io.delta:delta-spark_{spark}_2.13:{_DELTA_VERSION}"
+
+
 def get_session(
     app_name: str = "recs",
     *,
@@ -124,8 +147,9 @@ def get_session(
     Raises
     ------
     SessionError
-        If Java is missing, too old or too new, Spark does not start, Delta's classes are not
-        loaded, or the JVM of another's session would pass over files whose names are not ASCII.
+        If Java is missing, too old or too new, no Delta is known for this Spark, Spark does not
+        start, Delta's classes are not loaded, or the JVM of another's session would pass over
+        files whose names are not ASCII.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
@@ -156,12 +180,12 @@ def get_session(
         settings |= _local_conf()
     if not submitted:
         ivy = _ivy_home()
-        settings |= DELTA_CONF | {"spark.jars.packages": DELTA_PACKAGE, "spark.jars.ivy": str(ivy)}
+        settings |= DELTA_CONF | {"spark.jars.ivy": str(ivy)}
         settings |= {"spark.jars.ivySettings": str(ivy / _IVY_FILE)}
     settings |= conf or {}
-    packages = (conf or {}).get("spark.jars.packages")
-    if packages and not submitted and "delta-spark" not in packages:
-        settings["spark.jars.packages"] = f"{DELTA_PACKAGE},{packages}"
+    packages = settings.get("spark.jars.packages", "")
+    if not submitted and "delta-spark" not in packages:
+        settings["spark.jars.packages"] = ",".join(filter(None, [delta_package(), packages]))
 
     try:
         with (
@@ -227,7 +251,8 @@ def _require_delta(session: SparkSession) -> None:
     on_databricks = "DATABRICKS_RUNTIME_VERSION" in os.environ
     if "DeltaSparkSessionExtension" not in extensions and not on_databricks:
         raise SessionError(
-            f"the Spark session lacks Delta: start it with --packages {DELTA_PACKAGE} and "
+            "the Spark session lacks Delta: start it with "
+            f"--packages {delta_package(session.version)} and "
             + " ".join(f"--conf {key}={value}" for key, value in DELTA_CONF.items())
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import subprocess
@@ -10,10 +11,11 @@ import zipfile
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import pyspark
 import pytest
 from pyspark.sql import SparkSession
 
-from recs.session import DELTA_PACKAGE, SessionError, get_session, num_tasks
+from recs.session import SessionError, delta_package, get_session, num_tasks
 
 
 def test_delta_tables_can_be_written_and_read(spark: SparkSession, tmp_path: Path) -> None:
@@ -34,10 +36,43 @@ def test_workers_run_the_drivers_python(spark: SparkSession) -> None:
 
 
 def test_a_session_without_delta_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = MagicMock()
+    session = MagicMock(version="4.1.3")
     session.conf.get.return_value = "org.example.Extensions"
     monkeypatch.setattr(SparkSession, "getActiveSession", lambda: session)
-    with pytest.raises(SessionError, match="lacks Delta: start it with --packages io.delta"):
+    told = r"lacks Delta: start it with --packages io\.delta:delta-spark_4\.1_2\.13:"
+    with pytest.raises(SessionError, match=told):
+        get_session()
+
+
+@pytest.mark.parametrize(
+    ("version", "artifact"),
+    [
+        ("4.0.1", "delta-spark_4.0_2.13"),
+        ("4.1.0.dev0", "delta-spark_4.1_2.13"),
+        ("4.2.1", "delta-spark_4.2_2.13"),
+    ],
+)
+def test_deltas_package_is_that_of_the_spark(version: str, artifact: str) -> None:
+    group, name, number = delta_package(version).split(":")
+    assert (group, name) == ("io.delta", artifact)
+    assert number == importlib.metadata.version("delta-spark")
+
+
+def test_deltas_package_is_by_default_that_of_the_pyspark_here() -> None:
+    assert delta_package() == delta_package(pyspark.__version__)
+
+
+@pytest.mark.parametrize("version", ["3.5.9", "4.3.0", "4.20.0", "5.0.0"])
+def test_a_spark_without_a_delta_is_refused(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = rf"no Delta is known for Spark {version}: install PySpark 4\.0, 4\.1, 4\.2, or name"
+    with pytest.raises(SessionError, match=told):
+        delta_package(version)
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr(pyspark, "__version__", version)
+    monkeypatch.setenv("RECS_IVY_HOME", str(tmp_path))
+    with pytest.raises(SessionError, match=told):
         get_session()
 
 
@@ -128,7 +163,7 @@ def test_a_session_takes_settings_locale_and_handler_of_the_program(tmp_path: Pa
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[0] == f"3 {DELTA_PACKAGE},org.example:tiny:1", done.stderr
+    assert done.stdout.splitlines()[0] == f"3 {delta_package()},org.example:tiny:1", done.stderr
     assert "org.example_tiny-1.jar" in done.stdout
 
 

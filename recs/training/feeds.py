@@ -7,8 +7,11 @@ the same batches.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 import queue
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +30,8 @@ from recs.training.plan import Plan, Step
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+log = logging.getLogger("recs")
 
 FeedName = Literal["petastorm", "arrow"]
 
@@ -186,6 +191,29 @@ def _file_system(fs: AbstractFileSystem) -> Any:
 
 
 READERS: dict[str, type[Reader]] = {"petastorm": PetastormReader, "arrow": ArrowReader}
+
+
+def petastorm_reads() -> bool:
+    """Return whether Petastorm reads a small file with the pyarrow and the NumPy that are here.
+
+    It needs an old pyarrow, and what fails with a newer one, and where, differs: so it is tried.
+    """
+    if importlib.util.find_spec("petastorm") is None:
+        return False
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = pa.array([[1, 2], [3, 4]], pa.list_(pa.int32()))
+    table = pa.table({"length": pa.array([5, 6], pa.int32()), "items": lists})
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "rows.parquet")
+        pq.write_table(table, file)
+        try:
+            (rows,) = PetastormReader(table.column_names).read([file])
+        except Exception as error:
+            log.warning(f"petastorm does not read here ({type(error).__name__}: {error})")
+            return False
+    return rows["length"].tolist() == [5, 6] and rows["items"].tolist() == [[1, 2], [3, 4]]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ if it had never stopped; dropout alone differs with the ranks.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
 import math
@@ -37,7 +38,7 @@ from recs.schema import PADDING, SEQUENCE_ARRAYS
 from recs.storage import join, write_file
 from recs.training.checkpoint import Checkpoint, Shard, load_checkpoint, save_checkpoint
 from recs.training.dataset import TrainingSet, open_training_set
-from recs.training.feeds import Batch, Feed, columns_of
+from recs.training.feeds import Batch, Feed, FeedName, columns_of, petastorm_reads
 from recs.training.model_folder import save_model
 from recs.training.optimizer import (
     clip_gradients,
@@ -121,7 +122,8 @@ def train(job: TrainingJob, ranks: Ranks, reporter: Reporter | None = None) -> d
     -------
     dict
         ``validation`` (the best value, None where there are no validation events), ``best_epoch``,
-        ``epochs``, ``updates``, ``seconds`` and ``history``, a row an epoch.
+        ``epochs``, ``updates``, ``seconds``, ``feed`` (what read the training set) and
+        ``history``, a row an epoch.
 
     Raises
     ------
@@ -166,6 +168,7 @@ class _Trainer:
         # Types are read too where some events are not wanted.
         unwanted = len(manifest.positive_event_types) < manifest.num_event_types
         self.arrays = {*self.network.arrays, *(["event_types"] if unwanted else [])}
+        self.reader = self._reader()
         self.plan = self._plan("train", self.settings.batch_size, shuffle=True)
         self.feed = self._feed("train", self.plan, self.length + 1)
         lanes = manifest.lanes
@@ -191,12 +194,26 @@ class _Trainer:
         manifest = self.data.manifest
         return Plan(manifest.parts[part], manifest.lanes, batch_size, self.job.seed, shuffle)
 
+    def _reader(self) -> FeedName:
+        """Return what all ranks read by: their hosts may have other packages than the driver."""
+        feed = self.settings.feed
+        if feed == "auto":
+            feed = "petastorm" if all(self.ranks.gather(petastorm_reads())) else "arrow"
+        elif feed == "petastorm" and importlib.util.find_spec("petastorm") is None:
+            raise ValueError(
+                "training.feed is petastorm, which is not installed: give auto or arrow, or "
+                "install recs with its extra 'petastorm'"
+            )
+        if self.ranks.rank == 0:
+            log.info(f"the training set is read by {feed}", extra={"feed": feed})
+        return feed
+
     def _feed(self, part: str, plan: Plan, window: int) -> Feed:
         return Feed(
             self.data,
             part,
             plan,
-            self.settings.feed,
+            self.reader,
             columns_of(self.data, part, self.arrays),
             window,
             self.ranks.rank,
@@ -477,6 +494,7 @@ class _Trainer:
             "epochs": progress.epoch,
             "updates": progress.updates,
             "seconds": progress.seconds,
+            "feed": self.reader,
             "history": progress.history,
         }
         if self.ranks.rank == 0 or self.shards:

@@ -107,7 +107,8 @@ class Training(Strict):
         At most so many passes over the training set; ``validation`` may end it before.
     feed
         What reads the training set: ``petastorm``, or ``arrow``, which is faster and needs no more
-        than any pyarrow; batches are the same.
+        than any pyarrow; batches are the same. ``auto`` is ``petastorm`` where it reads a file in
+        every process that trains, else ``arrow``.
     length
         Longest history that the network reads; of a longer one a random part, another in every
         epoch. None: that of the sequences but one, as each event asks for the next.
@@ -134,7 +135,7 @@ class Training(Strict):
     batch_size: _Positive = 128
     accumulate: _Positive = 1
     length: _Positive | None = None
-    feed: Literal["petastorm", "arrow"] = "petastorm"
+    feed: Literal["auto", "petastorm", "arrow"] = "auto"
     optimizer: Optimizer = Optimizer()
     validation: Validation = Validation()
     precision: Literal["fp32", "bf16"] = "fp32"

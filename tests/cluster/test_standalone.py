@@ -14,7 +14,7 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from recs.session import DELTA_CONF, DELTA_PACKAGE
+from recs.session import DELTA_CONF, delta_package
 from tests.pipelines.delivery import make_delivery
 
 REPOSITORY = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_networks_train_as_tasks_of_a_cluster(master: str, tmp_path: Path) -> No
         "spark.ui.enabled": "false",
     }
     submit = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", master]
-    submit += ["--packages", DELTA_PACKAGE]
+    submit += ["--packages", delta_package()]
     submit += [part for key, value in conf.items() for part in ("--conf", f"{key}={value}")]
     given = [
         "--config",

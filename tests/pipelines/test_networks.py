@@ -24,6 +24,7 @@ from recs.lake import Lake, LakeError
 from recs.ledger import Ledger
 from recs.storage import write_file
 from recs.training.dataset import open_training_set
+from recs.training.feeds import petastorm_reads
 from recs.training.launch import LaunchError, StartError, check
 from recs.training.model_folder import load_model
 from recs.training.settings import Network, Processes, Training, TrainingJob
@@ -103,6 +104,8 @@ def test_the_training_set_names_the_versions_it_was_made_of(
     assert done is not None
     manifest = open_training_set(sasrec["training_set"]).manifest
     assert manifest.tables == done.inputs
+    read_by = json.loads(sasrec["settings"])["training"]["feed"]
+    assert read_by == ("petastorm" if petastorm_reads() else "arrow")
     _, versions = load_model(sasrec["path"])
     assert versions == {table: str(version) for table, version in done.inputs.items()}
 
@@ -161,7 +164,8 @@ def untrained(
     """Configurations of a copy of the finished lake, where training makes no model."""
     configure, lake, _ = finished
     shutil.copytree(lake.location.root, tmp_path / "lake")
-    done = {"validation": None, "best_epoch": 2, "epochs": 3, "updates": 12, "seconds": 1.0}
+    done: dict[str, Any] = {"validation": None, "best_epoch": 2, "epochs": 3, "updates": 12}
+    done |= {"seconds": 1.0, "feed": "arrow"}
     monkeypatch.setattr(pipelines.networks, "launch", lambda spark, job: done)
     return lambda *given: configure(*GIVEN, f"root={tmp_path}/lake", *given)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +15,22 @@ import pytest
 from recs.schema import SEQUENCE_ARRAYS
 from recs.storage import SCHEMES, filesystem
 from recs.training.dataset import TrainingSet, TrainingSetError, open_training_set
-from recs.training.feeds import Batch, Feed, FeedName, PetastormReader, columns_of
+from recs.training.feeds import (
+    Batch,
+    Feed,
+    FeedName,
+    PetastormReader,
+    columns_of,
+    petastorm_reads,
+)
 from recs.training.plan import File, Plan
 from tests.training.conftest import LANES, LENGTH, NUM_USERS, histories
 
-READERS: tuple[FeedName, ...] = ("petastorm", "arrow")
+# Not where it cannot read: whoever installs it means to read by it.
+needs_petastorm = pytest.mark.skipif(
+    importlib.util.find_spec("petastorm") is None, reason="petastorm is not installed"
+)
+READERS = (pytest.param("petastorm", marks=needs_petastorm), "arrow")
 
 
 def feed_of(
@@ -187,6 +201,29 @@ class TestFeeds:
         broken = Feed(training_set, "train", plan, reader, feed.columns, 100)
         with pytest.raises(Exception, match="lost.parquet"):
             list(broken.batches(0))
+
+
+@needs_petastorm
+def test_petastorm_that_is_installed_reads() -> None:
+    assert petastorm_reads()
+
+
+@needs_petastorm
+def test_petastorm_that_fails_with_what_is_here_is_not_read_by(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(reader: PetastormReader, uris: list[str]) -> None:
+        raise AttributeError("module 'pyarrow' has no attribute 'filesystem'")
+
+    monkeypatch.setattr(logging.getLogger("recs"), "propagate", True)
+    monkeypatch.setattr(PetastormReader, "_read", fail)
+    assert not petastorm_reads()
+    assert "petastorm does not read here (AttributeError: module 'pyarrow'" in caplog.text
+
+
+def test_petastorm_that_is_not_there_is_not_read_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "petastorm", None)
+    assert not petastorm_reads()
 
 
 def test_petastorm_that_never_returns_a_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import recs.training.loop
 import recs.training.worker
 from recs.nn.network import Histories
 from recs.training.checkpoint import (
@@ -34,6 +36,7 @@ from recs.training.loop import Ranks, TrainingError, train
 from recs.training.model_folder import ModelFolderError, load_model
 from recs.training.settings import Network, Optimizer, Processes, Training, TrainingJob, Validation
 from tests.training.conftest import LENGTH, NUM_ITEMS, histories
+from tests.training.test_feeds import needs_petastorm
 
 MODEL = {"dim": 16, "dropout": 0.0}
 DIRS = ("one", "two")
@@ -182,6 +185,58 @@ class TestTraining:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             train(job_of(training_set, folder, **settings), Ranks())
+
+
+class Others(Ranks):
+    """One process that believes itself beside another, where Petastorm is or is not."""
+
+    reads = True
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.reads] if isinstance(value, bool) else super().gather(value)
+
+
+class WithoutPetastorm(Others):
+    reads = False
+
+
+class TestFeed:
+    @pytest.mark.parametrize(
+        "reads, ranks, feed",
+        [
+            (False, Others(), "arrow"),
+            (True, WithoutPetastorm(), "arrow"),
+            pytest.param(True, Others(), "petastorm", marks=needs_petastorm),
+        ],
+    )
+    def test_auto_is_what_all_ranks_have(
+        self,
+        training_set: TrainingSet,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        reads: bool,
+        ranks: Ranks,
+        feed: str,
+    ) -> None:
+        monkeypatch.setattr(logging.getLogger("recs"), "propagate", True)
+        caplog.set_level(logging.INFO, "recs")
+        monkeypatch.setattr(recs.training.loop, "petastorm_reads", lambda: reads)
+        metrics = train(job_of(training_set, str(tmp_path / "auto"), feed="auto", epochs=1), ranks)
+        assert metrics["feed"] == feed
+        assert json.loads((tmp_path / "auto" / "metrics.json").read_text())["feed"] == feed
+        assert f"the training set is read by {feed}" in caplog.text
+        # And whatever reads, the network is the same.
+        train(job_of(training_set, str(tmp_path / "arrow"), epochs=1), Ranks())
+        auto, arrow = (weights_of(str(tmp_path / name)) for name in ("auto", "arrow"))
+        assert all(torch.equal(auto[name], arrow[name]) for name in arrow)
+
+    def test_a_feed_that_is_not_installed_is_told(
+        self, training_set: TrainingSet, folder: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "petastorm", None)
+        with pytest.raises(ValueError, match="not installed: give auto or arrow, or install recs"):
+            train(job_of(training_set, folder, feed="petastorm"), Ranks())
 
 
 def test_a_training_set_that_asks_for_nothing_is_refused(
