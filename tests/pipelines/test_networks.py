@@ -388,15 +388,16 @@ class TestTuning:
         assert first.training_set == rows_of(lake, "trainings")[0]["training_set"]
         assert first.network.training.epochs == 3 and first.processes.count == 2
 
-        *shown, document = capsys.readouterr().out.splitlines()
-        trials = json.loads(document)["trials"]
+        told = capsys.readouterr()
+        trials, shown = json.loads(told.out)["trials"], told.err.splitlines()
         rates = [job.network.training.optimizer.rate for job in (first, *rest)]
         assert [trial["value"] for trial in trials] == sorted(rates, reverse=True)
         best = trials[0]
         of = [best[key] for key in ("model", "protocol", "split", "metric", "k", "users")]
         assert of == ["sasrec", "full", "validation", "ndcg", 10, 30]
         keys = ["model.dim", "training.optimizer.rate"]
-        assert shown[0].split() == [*keys, "protocol", "metric", "k", "value", "seconds"]
+        (header,) = (line.split() for line in shown if line.startswith(keys[0]))
+        assert header == [*keys, "protocol", "metric", "k", "value", "seconds"]
         assert "best: " + " ".join(f"networks.sasrec.{k}={best[k]}" for k in keys) in shown
         (kept,) = Path(lake.location.root).glob("studies/backtest/sasrec/first/trial-*")
         assert f"model: {kept}/model" in shown and (kept / "model" / "weights").is_file()
