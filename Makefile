@@ -102,6 +102,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "$(VENV) is not of Python 3.11, or was moved: run make clean" >&2; exit 1; }
 	$(call install,$(EXTRAS))
+	@touch $@
 
 # What has all has this, too.
 $(INSTALLED).slim: setup.py pyproject.toml constraints.txt | $(BIN)/python
