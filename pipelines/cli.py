@@ -163,6 +163,7 @@ def tables(
     """List the committed tables with versions and row counts."""
     from pipelines.run import list_tables, open_lake
 
+    set_up_logging(verbose)
     settings = _load(config, overrides)
     listed = list_tables(open_lake(settings, verbose=verbose))
     out = Output(as_json)
@@ -217,12 +218,14 @@ def repair(
     """Make a table anew of which files are gone that a run has committed."""
     from pipelines.repair import repair
     from pipelines.run import open_lake
+    from recs import readers
     from recs.runs import new_run_id
 
     set_up_logging(verbose)
     settings = _load(config, overrides)
     lake = open_lake(settings, verbose=verbose)
-    done = repair(table, settings, lake, settings.run_id or new_run_id())
+    done = repair(table, settings, lake, new_run_id())
+    readers.write_down(lake)
     out = Output(as_json)
     out.say(f"run {done.run_id} has repaired {table}: {done.seconds:.1f} s")
     out.document({"run_id": done.run_id, "outputs": done.outputs})
@@ -251,7 +254,8 @@ def _tune_command(name: str, summary: str) -> None:
         done = outcome.finished[f"tune/{name}"]
         trials = read_trials(lake, done)
         measured = ("protocol", "metric", "k", "value", "nonzeros", "seconds")
-        columns = [*trials[0]["settings"], *(c for c in measured if trials[0][c] is not None)]
+        first = trials[0] if trials else {"settings": {}}
+        columns = [*first["settings"], *(c for c in measured if first.get(c) is not None)]
         trials = [trial.pop("settings") | trial for trial in trials]
         out = Output(as_json)
         out.rows(trials, columns)

@@ -34,12 +34,12 @@ from recs.ranking.slim import SlimModel
 from recs.schema import part
 from recs.slim.fit import fit, item_weights, require_converged
 from recs.slim.solver import Options
-from recs.storage import join, remove_tree
+from recs.storage import folder_name, join, remove_tree
 
 log = logging.getLogger("recs")
 
 #: What decides which events are held out of a backtest.
-_SPLIT_SETTINGS = ("seed", "split")
+_SPLIT_SETTINGS = ("seed", "split", "as_of")
 #: What SLIM's weights were fitted to, and have to be read with.
 _READ_WITH = ("slim.values",)
 _WEIGHTS = part("item_weights", "slim")
@@ -160,21 +160,21 @@ def open_slim(job: Job) -> Recommender:
     job.require_fitted("fit", "slim", "item_weights")
     job.require_settings("fit", "slim", _READ_WITH)
     weights = _weights(job)
-    folder = _weights_folder(job, job.run.inputs[job.lake.key(_WEIGHTS)])
+    folder = _weights_folder(job, _newest_run("slim", job))
     if is_written(folder):
         return SlimModel("slim", CsrFiles(folder))
     return open_weights(weights, folder, job.num_items())
 
 
-def _weights_folder(job: Job, version: int) -> str:
-    """Return the folder of W as it is in a version of ``item_weights``."""
-    return job.lake.location.work(job.config.mode, "weights", str(version))
+def _weights_folder(job: Job, run_id: str) -> str:
+    """Return the folder of W as a run has fitted it."""
+    return job.lake.location.work(job.config.mode, "weights", folder_name(run_id))
 
 
 def _remove_old_weights(job: Job) -> None:
     """Remove what was made of all fits but this one, and the one before, which may be read."""
     for run in job.run.finished_runs("fit", "slim")[:-1]:
-        remove_tree(_weights_folder(job, run.outputs[job.lake.key(_WEIGHTS)]))
+        remove_tree(_weights_folder(job, run.run_id))
 
 
 def open_weights(weights: DataFrame, folder: str, num_items: int) -> Recommender:
@@ -194,7 +194,7 @@ def _name(name: str, job: Job) -> str:
     return name
 
 
-_FIT_SETTINGS = ("mode", "seed", "split", "evaluate.split")
+_FIT_SETTINGS = ("mode", *_SPLIT_SETTINGS, "evaluate.split")
 
 
 def _network(name: str) -> PipelineModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.ingest import INGEST
 from pipelines.job import Stage, run_stage
 from pipelines.run import all_stages
 from recs.config import Config, ConfigError
@@ -29,6 +30,11 @@ def repair(name: str, config: Config, lake: Lake, run_id: str) -> Finished:
     if not writers:
         known = sorted({table for stage in all_stages(config) for table in stage.writes})
         raise ConfigError(f"no stage writes a table {name!r}: they are {', '.join(known)}")
+    if writers[0] is INGEST and not table.grows:
+        raise ConfigError(
+            f"{name} is made of deliveries that are read once: give the lake another root, and "
+            "deliver the raw data again"
+        )
     if not table.grows:
         anew = config.model_copy(update={"rebuild": True})
         return run_stage(writers[0], lake, anew, run_id)

@@ -25,7 +25,7 @@ from typing import Any
 
 from recs.errors import UserError
 from recs.lake import Location
-from recs.storage import children, exists, filesystem, folder_name, remove_tree
+from recs.storage import children, exists, filesystem, folder_name, remove_tree, write_file
 
 log = logging.getLogger("recs")
 
@@ -106,7 +106,7 @@ class Attempt:
             self.end()
             raise AtWork(_at_work(self.stage, rivals[0][2]))
         for _, name, _ in rivals:
-            _write(_note(self.location, name + _TAKEN), b"")
+            write_file(_note(self.location, name + _TAKEN), b"")
         self._tell()
         self._teller = threading.Thread(target=self._keep_telling, daemon=True)
         self._teller.start()
@@ -139,8 +139,9 @@ class Attempt:
             "host": platform.node(),
             "processes": _processes(),
             "process": os.getpid(),
+            "started": _started(os.getpid()),
         }
-        _write(_note(self.location, self._name), json.dumps(told).encode())
+        write_file(_note(self.location, self._name), json.dumps(told).encode())
 
 
 def at_work(location: Location) -> list[dict[str, Any]]:
@@ -149,12 +150,6 @@ def at_work(location: Location) -> list[dict[str, Any]]:
     ``writes`` are the keys of the tables that they may write; None where they may write any.
     """
     return [told for told in _noted(location).values() if not _is_dead(told)]
-
-
-def _write(uri: str, content: bytes) -> None:
-    fs, path = filesystem(uri)
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    fs.pipe_file(path, content)
 
 
 def _at_work(stage: str, told: dict[str, Any]) -> str:
@@ -178,7 +173,7 @@ def _noted(location: Location) -> dict[str, dict[str, Any]]:
     """Return what attempts tell of themselves that were not ended, at work or killed, by name."""
     told = {}
     for name in children(location.work("running")):
-        if not name.endswith(_TAKEN):
+        if not name.endswith((_TAKEN, ".part")):
             fs, path = filesystem(_note(location, name))
             with contextlib.suppress(FileNotFoundError, ValueError):  # just ended, or just telling
                 told[name] = json.loads(fs.cat_file(path))
@@ -188,7 +183,7 @@ def _noted(location: Location) -> dict[str, dict[str, Any]]:
 def _is_dead(told: dict[str, Any]) -> bool:
     if told.get("processes") == _processes():
         # However long ago it has told anything: this machine may have slept.
-        return not _runs(told["process"])
+        return told.get("started") != _started(told["process"]) or not _runs(told["process"])
     return time.time() - float(told["seen"]) > _DEAD_AFTER_SECONDS
 
 
@@ -202,6 +197,17 @@ def _processes() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
+
+
+def _started(process: int) -> str | None:
+    """Return when a process began, in ticks since the machine did; None where it is not told.
+
+    Of two processes of one number only one is as old.
+    """
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
 
 
 def _runs(process: int) -> bool:

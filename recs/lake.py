@@ -30,6 +30,7 @@ from recs.storage import check_catalog, check_uri, exists, folder_name, join
 
 _MODE_PROPERTY = "recs.mode"
 _VERSION_PROPERTY = "recs.schema_version"
+_VOUCHED_PROPERTY = "recs.has_content_of"
 _RECENT_COMMITS = 20
 
 #: Operations of Delta that leave a table's rows as they are, whoever commits them.
@@ -419,17 +420,25 @@ class Lake:
     def same_content(self, name: str, version: int) -> tuple[int, bool]:
         """Return the newest version with the content of one, and whether it is the table's newest.
 
-        Commits since that keep a table's content, and what a failed run has put back, have it.
+        Commits since that keep a table's content, and those marked as having it, do: what a failed
+        run has put back, and what :meth:`vouch` has noted.
         """
-        same, found = version, True
         commits = self.commits(name, after=version)
-        if commits and commits[0].version != version + 1:
-            return version, False  # Delta has removed commits of long ago
+        # Delta removes commits of long ago; what they have done is not known.
+        same, found = version, not commits or commits[0].version == version + 1
         for commit in commits:
             found = commit.mark == restored(version) or (found and commit.keeps_content)
             if found:
                 same = commit.version
         return same, found
+
+    def vouch(self, name: str, version: int) -> None:
+        """Note that the newest version has the content of an earlier one, in a commit of its own.
+
+        So it is still known when Delta has removed the commits between them.
+        """
+        with self.commit_metadata(restored(version)):
+            self._alter(name, f"SET TBLPROPERTIES ('{_VOUCHED_PROPERTY}' = '{version}')")
 
     def _history(self, name: str, limit: int) -> list[Commit]:
         rows = self.delta(name).history(limit).select("version", *_TOLD)
@@ -438,12 +447,8 @@ class Lake:
     @contextmanager
     def commit_metadata(self, metadata: str) -> Iterator[None]:
         """Mark Delta commits made inside the block that take no writer options (restore)."""
-        key = "spark.databricks.delta.commitInfo.userMetadata"
-        self.spark.conf.set(key, metadata)
-        try:
+        with settings(self.spark, {"spark.databricks.delta.commitInfo.userMetadata": metadata}):
             yield
-        finally:
-            self.spark.conf.unset(key)
 
     # -- schema ---------------------------------------------------------------------------------
 

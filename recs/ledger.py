@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ _COMMIT_TRIES = 20
 _LONGEST_PAUSE_SECONDS = 2.0
 #: Each row is a file: of so many, one is made.
 _ROWS_A_FILE = 64
+#: What Delta says where another commit was first: a row, or somebody's properties or columns.
+_OVERTAKEN = re.compile(r"Concurrent\w*Exception|DELTA_CONCURRENT|(Metadata|Protocol)Changed")
 
 
 #: Files of a version stay for 30 days after others have taken their place; see recs.schema.
@@ -161,7 +164,7 @@ class Ledger:
                     self.lake.ledger = commits[0].version, [*rows, _as_read(numbered)]
                 self._tidy(numbered["sequence"])
                 return
-            if failure is not None and "ConcurrentTransaction" not in str(failure):
+            if failure is not None and not _OVERTAKEN.search(str(failure)):
                 raise failure
             time.sleep(random.uniform(0, min(_LONGEST_PAUSE_SECONDS, 0.05 * 2**lost)))
         raise ConcurrentRun(
@@ -180,7 +183,7 @@ class Ledger:
             return
         try:
             self.lake.compact(RUNS)
-        except PySparkException as error:  # another run does it
+        except Exception as error:  # another run does it, or the next: the row is there
             log.info("the ledger is not compacted: %s", error)
 
 

@@ -24,6 +24,8 @@ from recs.storage import join, read_file, write_file
 
 log = logging.getLogger("recs")
 
+_TRIES = 5
+
 
 def names(lake: Lake, versions: Mapping[str, int]) -> list[str]:
     """Return the committed tables and parts that a lake's mode sees, in the schema's order.
@@ -85,17 +87,21 @@ def _readable(lake: Lake) -> dict[str, int]:
 
 def write_down(lake: Lake) -> None:
     """Write for readers without recs what is committed; what is there of a later run stays."""
-    rows = Ledger(lake).rows()
-    if not rows:
-        return
-    committed, sequence = tables(lake), rows[-1]["sequence"]
-    if lake.location.catalog is not None:
-        _replace_views(lake, committed)
     path = join(lake.location.root, f"tables-{lake.mode}.json")
-    there = json.loads(read_file(path) or b"{}")
-    if there.get("sequence", -1) < sequence:
-        document = {"sequence": sequence, "mode": lake.mode, "tables": committed}
-        write_file(path, json.dumps(document, indent=1).encode())
+    for _ in range(_TRIES):
+        rows = Ledger(lake).rows()
+        if not rows:
+            return
+        committed, sequence = tables(lake), rows[-1]["sequence"]
+        if lake.location.catalog is not None:
+            _replace_views(lake, committed)
+        there = json.loads(read_file(path) or b"{}")
+        if there.get("sequence", -1) < sequence:
+            document = {"sequence": sequence, "mode": lake.mode, "tables": committed}
+            write_file(path, json.dumps(document, indent=1).encode())
+        # Of runs that end together, the last to write might have been the first to read.
+        if Ledger(lake).rows()[-1]["sequence"] == sequence:
+            return
 
 
 def _replace_views(lake: Lake, committed: Mapping[str, Mapping[str, Any]]) -> None:

@@ -553,6 +553,16 @@ class Run:
         except VersionGone as error:  # the failure itself is what is to be told
             log.warning("%s", error)
 
+    def _named(self, name: str) -> int:
+        """Return the version that the run names of an output: that committed, if it is unchanged.
+
+        Whoever has read it is not to read it again for what others have put together since.
+        """
+        output = self._outputs[name]
+        committed = self._committed.get(self.lake.key(name))
+        changed = output.last != output.opened or output.overwritten
+        return output.last if changed or committed is None else committed
+
     def _row(self, state: str) -> dict[str, Any]:
         key = self.lake.key
         return {
@@ -565,7 +575,7 @@ class Run:
             "config_hash": self.config_hash,
             "code_version": recs.__version__,
             "inputs": dict(self._inputs),
-            "outputs": {key(name): output.last for name, output in self._outputs.items()},
+            "outputs": {key(name): self._named(name) for name in self._outputs},
             "rows": {key(name): output.rows for name, output in self._outputs.items()},
             "overwritten": [key(name) for name, out in self._outputs.items() if out.overwritten],
             "details": dict(self.details),

@@ -150,6 +150,31 @@ def test_content_of_long_ago_is_read_where_its_files_are_today(
         assert reader.inputs == {"user_ids": 1}
 
 
+def test_what_is_vouched_for_is_known_when_the_log_is_cut(lake: Lake) -> None:
+    with run(lake, "r1") as first:
+        first.write("user_ids", ids(lake, "a", "b"))
+    FOREIGN["optimize"](lake, "user_ids")
+    FOREIGN["properties"](lake, "user_ids")
+    lake.vouch("user_ids", 1)
+    log = Path(lake.address("user_ids"), "_delta_log")
+    (log / f"{2:020}.json").unlink()
+    assert lake.same_content("user_ids", 1) == (4, True)
+    (log / f"{4:020}.json").unlink()
+    assert lake.same_content("user_ids", 1) == (1, False)
+
+
+def test_a_table_that_is_kept_keeps_the_version_that_others_have_read(lake: Lake) -> None:
+    with run(lake, "r1") as first:
+        first.write("user_ids", ids(lake, "a"))
+    with run(lake, "c1", "consumer") as consumer:
+        consumer.read("user_ids")
+    FOREIGN["optimize"](lake, "user_ids")
+    with run(lake, "r2") as second:
+        second.keep("user_ids")
+    with run(lake, "c2", "consumer") as consumer:
+        assert consumer.unchanged("user_ids")
+
+
 def test_older_tables_get_the_clustering_properties_and_checks_of_today(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,8 +242,9 @@ def test_upkeep_removes_folders_that_nothing_names(lake: Lake, tmp_path: Path) -
     for number in range(4):
         finish("export", f"e{number}")
         finish("train", f"t{number}", "sasrec")
-        folder("training_sets", f"e{number}")
+        folder("training_sets", f"e{number}", days=20)
         folder("models", "sasrec", f"t{number}")
+    folder("training_sets", "waiting", days=2)
     finish("embed", "m", "sasrec", trained="t0")
     folder("models", "sasrec", "killed", days=1, reads="e0")
     folder("models", "dropped", "forgotten", days=20, reads="e1")
@@ -226,7 +252,7 @@ def test_upkeep_removes_folders_that_nothing_names(lake: Lake, tmp_path: Path) -
     run_stage(UPKEEP, lake, config_of(str(root), tmp_path), "night")
     left = {str(path.relative_to(root)) for path in root.glob(f"*/{mode}/**/*") if path.is_dir()}
     assert {name for name in left if name.startswith("training_sets")} == {
-        f"training_sets/{mode}/{name}" for name in ("e0", "e2", "e3")
+        f"training_sets/{mode}/{name}" for name in ("e0", "e2", "e3", "waiting")
     }
     models = {name.rpartition("/")[2] for name in left if name.startswith("models/")}
     assert models == {"sasrec", "dropped", "t0", "t1", "t2", "t3", "killed"}
