@@ -1,8 +1,8 @@
 """Delta tables of one lake: where they live, how they are made, read at a version and written.
 
 Delta has no transaction over several tables. Here a row of the table ``runs`` is the commit point
-(:mod:`recs.runs`): :meth:`Lake.read` gives the version of a table that the newest finished run
-names, so that what an unfinished run left is never seen.
+(:mod:`recs.runs`): what a table holds is what its version holds that the newest finished run names,
+so that what an unfinished run left is never seen.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Lake:
         self.mode = mode
         self._checked: set[str] = set()  # asking Delta for properties takes time; once is enough
         self._reads_log = location.catalog is None and delta_log.is_readable(location.root)
-        #: The ledger's Delta version as last read, and its rows; see :class:`recs.runs.Ledger`.
+        #: The ledger's Delta version as last read, and its rows; see :class:`recs.ledger.Ledger`.
         self.ledger: tuple[int, list[Row]] | None = None
 
     # -- names ----------------------------------------------------------------------------------

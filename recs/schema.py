@@ -511,7 +511,7 @@ _ALL = (
         name="metrics",
         grows=True,
         scope="model",
-        comment="Metrics of each model",
+        comment="Metrics of the model, of every run of rank",
     ),
     _table(
         _MODEL,
@@ -556,7 +556,7 @@ _ALL = (
         *_METRIC_COLUMNS,
         name="metric_differences",
         grows=True,
-        comment="Paired differences, model minus baseline, over the same users",
+        comment="Paired differences, model minus baseline, over the same users, of every run",
     ),
 )
 
