@@ -20,6 +20,7 @@ from recs.storage import join
 
 if TYPE_CHECKING:
     from pipelines.job import Stage
+    from recs.lake import Lake
 
 #: Groups of commands in the help.
 _RUN, _STAGES, _LOOK, _SEARCH = "Run", "Stages", "Look", "Search and study"
@@ -103,14 +104,14 @@ def demo(
 ) -> None:
     """Generate events with planted structure and run all stages on them, under root=out/demo."""
     from pipelines.demo import make_input, one_user
-    from pipelines.run import open_lake, stages_of
+    from pipelines.run import stages_of
 
     set_up_logging(verbose)
     settings = _load("demo.yaml", ["root=out/demo", *(overrides or [])])
     settings = settings.model_copy(update={"data": join(settings.root, "raw")})
     make_input(str(settings.data), verbose)
-    _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
-    for line in one_user(open_lake(settings, verbose=verbose), settings):
+    lake = _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
+    for line in one_user(lake, settings) if lake else ():
         Output(as_json).say(line)
 
 
@@ -365,7 +366,8 @@ def _run(
     *,
     as_json: bool,
     verbose: bool,
-) -> None:
+) -> Lake | None:
+    """Run stages and tell what came of them; return the lake, None where nothing is to be run."""
     from pipelines.compare import check_gates
     from pipelines.run import check, open_lake, run_stages
 
@@ -374,7 +376,7 @@ def _run(
     out = Output(as_json)
     if dry_run:
         _print_plan(stages, out)
-        return
+        return None
     lake = open_lake(config, verbose=verbose)
     outcome = run_stages(stages, config, lake, take_over=take_over)
     if outcome.metrics:
@@ -385,6 +387,7 @@ def _run(
     out.document(outcome.document())
     if outcome.metrics:
         check_gates(config, outcome.metrics)
+    return lake
 
 
 def _print_plan(stages: list[Stage], out: Output) -> None:
