@@ -183,7 +183,8 @@ def _noted(location: Location) -> dict[str, dict[str, Any]]:
 def _is_dead(told: dict[str, Any]) -> bool:
     if told.get("processes") == _processes():
         # However long ago it has told anything: this machine may have slept.
-        return told.get("started") != _started(told["process"]) or not _runs(told["process"])
+        another = "started" in told and told["started"] != _started(told["process"])
+        return another or not _runs(told["process"])
     return time.time() - float(told["seen"]) > _DEAD_AFTER_SECONDS
 
 

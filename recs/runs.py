@@ -66,6 +66,7 @@ class _Output:
     rows: int = 0
     bytes: int = 0
     overwritten: bool = False
+    put_back: bool = False
 
 
 @dataclass
@@ -484,13 +485,14 @@ class Run:
                 base, as_found = self.lake.same_content(name, base)
                 found = base if as_found else found  # more may have been committed since
             first = (base if found is None else found) + 1
-            if not as_found and how != "overwrite":
+            put_back = not as_found and how != "overwrite"
+            if put_back:
                 self.lake.restore(name, base)
             altered = self.lake.create(name)
         if found is None or altered or not as_found:
             found = self.lake.newest(name)
         assert found is not None
-        self._outputs[name] = _Output(base=base, first=first, opened=found, last=found)
+        self._outputs[name] = _Output(base, first, opened=found, last=found, put_back=put_back)
         return self._outputs[name]
 
     def _own_commits(self, name: str, after: int) -> list[Commit]:
@@ -560,7 +562,7 @@ class Run:
         """
         output = self._outputs[name]
         committed = self._committed.get(self.lake.key(name))
-        changed = output.last != output.opened or output.overwritten
+        changed = output.last != output.opened or output.overwritten or output.put_back
         return output.last if changed or committed is None else committed
 
     def _row(self, state: str) -> dict[str, Any]:
