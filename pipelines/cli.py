@@ -250,17 +250,18 @@ def _tune_command(name: str, summary: str) -> None:
         settings = _load(config, given)
         stages = select(in_order(all_stages(settings)), end=f"tune/{name}")
         check(stages, settings)
+        out = Output(as_json)
         lake = open_lake(settings, verbose=verbose)
-        outcome = run_stages(stages, settings, lake, take_over=take_over)
+        with out.at_work():
+            outcome = run_stages(stages, settings, lake, take_over=take_over)
         done = outcome.finished[f"tune/{name}"]
         trials = read_trials(lake, done)
         measured = ("protocol", "metric", "k", "value", "nonzeros", "seconds")
         first = trials[0] if trials else {"settings": {}}
-        columns = [*first["settings"], *(c for c in measured if first.get(c) is not None)]
+        columns = [*sorted(first["settings"]), *(c for c in measured if first.get(c) is not None)]
         trials = [trial.pop("settings") | trial for trial in trials]
-        out = Output(as_json)
         out.rows(trials, columns)
-        best = [f"{key}={value}" for key, value in done.details.items() if "." in key]
+        best = [f"{key}={value}" for key, value in sorted(done.details.items()) if "." in key]
         out.say("best: " + " ".join(best))
         if "model" in done.details:
             out.say(f"model: {done.details['model']}")
@@ -378,7 +379,8 @@ def _run(
         _print_plan(stages, out)
         return None
     lake = open_lake(config, verbose=verbose)
-    outcome = run_stages(stages, config, lake, take_over=take_over)
+    with out.at_work():
+        outcome = run_stages(stages, config, lake, take_over=take_over)
     if outcome.metrics:
         out.say(metrics_table(outcome.metrics))
     out.say(f"run {outcome.run_id}: {sum(outcome.seconds.values()):.1f} s in stages; tables:")

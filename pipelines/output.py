@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 
@@ -21,6 +22,12 @@ class Output:
     def say(self, text: str) -> None:
         """Print text for people."""
         print(text, file=sys.stderr if self._as_json else sys.stdout, flush=True)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Send what stages print in the block, as the lines of a training, where people read."""
+        with redirect_stdout(sys.stderr) if self._as_json else nullcontext():
+            yield
 
     def rows(self, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
         """Print rows for people, a column as wide as its longest value."""
