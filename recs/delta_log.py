@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from recs.storage import filesystem, join
+from recs.storage import children, filesystem, join
 
 _COMMIT = re.compile(r"(\d{20})\.json$")
 # Folders of Databricks that Python reads through a mount, which may lag behind what Spark wrote.
@@ -25,13 +25,9 @@ def is_readable(root: str) -> bool:
 def versions(table: str) -> list[int]:
     """Return the versions of a table whose commits are still there, ascending; none if it is not.
 
-    Delta removes commits of more than 30 days ago, but never the newest.
+    Delta removes commits of long ago (see :mod:`recs.schema`), but never the newest.
     """
-    fs, path = filesystem(join(table, "_delta_log"))
-    try:
-        found = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return []
+    found = children(join(table, "_delta_log"))
     return sorted(int(match[1]) for name in found if (match := _COMMIT.search(name)))
 
 

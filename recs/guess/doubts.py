@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
+from recs.config import Events
 from recs.guess import names
 from recs.guess.columns import Sample, number_of
 from recs.guess.roles import Found
 from recs.guess.times import FIRST
+
+#: What ingest accepts where a configuration says nothing of it.
+_ACCEPTED = Events.model_fields
 
 
 def doubts_of(sample: Sample, found: Mapping[str, Found]) -> list[str]:
@@ -42,9 +46,10 @@ def doubts_of(sample: Sample, found: Mapping[str, Found]) -> list[str]:
     rows = sample.rows + sample.bad
     if rejected:
         counted = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(rejected.items()))
+        too_many = rejected.total() > _ACCEPTED["max_reject_share"].default * rows
         doubts.append(
             f"{rejected.total():,} of {rows:,} rows would be put in quarantine ({counted})"
-            + (", too many for max_reject_share" if rejected.total() > 0.1 * rows else "")
+            + (", too many for max_reject_share" if too_many else "")
         )
     return doubts
 
@@ -52,7 +57,8 @@ def doubts_of(sample: Sample, found: Mapping[str, Found]) -> list[str]:
 def _rejected(found: Mapping[str, Found], sample: Sample) -> Counter[str]:
     """Return how many rows ingest would reject, by reason."""
     reasons = Counter({"malformed": sample.bad} if sample.bad else {})
-    latest = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+    skew = timedelta(hours=_ACCEPTED["allowed_skew_hours"].default)
+    latest = datetime.now(UTC).replace(tzinfo=None) + skew
     for n in range(sample.rows):
         for role, one in found.items():
             value = one.column.values[n]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import IO, Literal
 from fsspec import AbstractFileSystem
 
 from recs.errors import UserError
-from recs.storage import check_uri, filesystem, has_scheme, is_hidden, join, redact
+from recs.storage import absolute, check_uri, filesystem, is_hidden, join, redact
 
 #: Bytes that are read of a file, unpacked, at its beginning and in its middle.
 HEAD, MIDDLE = 1 << 20, 1 << 18
@@ -154,8 +153,7 @@ def find(path: str) -> Raw:
     GuessError
         If there is nothing that recs would read.
     """
-    path = path if has_scheme(path) else os.path.abspath(os.path.expanduser(path))
-    path = check_uri(path).rstrip("/")
+    path = check_uri(absolute(path)).rstrip("/")
     fs, inside = filesystem(path)
     data, _, name = path.rpartition("/")
     if not fs.exists(inside):

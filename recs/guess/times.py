@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from recs.config import TIME_UNITS
+from recs.config import TIME_UNITS, Events
 from recs.guess.columns import number_of
 
 #: Share of the values that a format has to read for it to be theirs.
 _ENOUGH = 0.9
 
 #: Times from here on count, as events.floor has it by default; to there, numbers are times.
-FIRST, LAST = datetime(1990, 1, 1), datetime(2100, 1, 1)
+FIRST: datetime = Events.model_fields["floor"].default
+LAST = datetime(2100, 1, 1)
 
 
 @dataclass(frozen=True)
