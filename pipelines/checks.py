@@ -12,7 +12,7 @@ from pipelines.run import check, open_lake, stages_of
 from recs.config import Config
 from recs.errors import tell
 from recs.lake import Lake
-from recs.ledger import Ledger
+from recs.ledger import RUNS, Ledger
 from recs.storage import join, read_file, remove_tree, write_file
 from recs.usage import versions
 
@@ -79,5 +79,5 @@ def _java(spark: SparkSession) -> str:
 
 def _tables(lake: Lake) -> str:
     """Make the ledger if there is none, which takes all the rights that stages need."""
-    lake.create("runs")
-    return f"{lake.address('runs')} can be made and read"
+    lake.create(RUNS)
+    return f"{lake.address(RUNS)} can be made and read"

@@ -93,7 +93,7 @@ def run(
     settings = _load(config, overrides)
     asked = [name for given in names or [] for name in given.split(",")]
     stages = select(stages_of(settings), asked, start, end)
-    _run(stages, settings, dry_run, take_over, as_json=as_json, verbose=verbose)
+    _run(stages, settings, dry_run=dry_run, take_over=take_over, as_json=as_json, verbose=verbose)
 
 
 @app.command(rich_help_panel=_RUN)
@@ -110,9 +110,10 @@ def demo(
     settings = _load("demo.yaml", ["root=out/demo", *(overrides or [])])
     settings = settings.model_copy(update={"data": join(settings.root, "raw")})
     make_input(str(settings.data), verbose)
-    lake = _run(stages_of(settings), settings, False, False, as_json=as_json, verbose=verbose)
+    lake = _run(stages_of(settings), settings, as_json=as_json, verbose=verbose)
+    out = Output(as_json)
     for line in one_user(lake, settings) if lake else ():
-        Output(as_json).say(line)
+        out.say(line)
 
 
 @app.command(rich_help_panel=_RUN)
@@ -240,7 +241,7 @@ def _tune_command(name: str, summary: str) -> None:
         as_json: Json = False,
         verbose: Verbose = False,
     ) -> None:
-        from pipelines.graph import in_order, select
+        from pipelines.graph import select
         from pipelines.run import all_stages, check, open_lake, read_trials, run_stages
 
         set_up_logging(verbose)
@@ -248,7 +249,7 @@ def _tune_command(name: str, summary: str) -> None:
         if name == "slim":
             given += ["evaluate.split=validation", "export.hold_out=true"]
         settings = _load(config, given)
-        stages = select(in_order(all_stages(settings)), end=f"tune/{name}")
+        stages = select(all_stages(settings), end=f"tune/{name}")
         check(stages, settings)
         out = Output(as_json)
         lake = open_lake(settings, verbose=verbose)
@@ -324,7 +325,9 @@ def _stage_command(name: str, summary: str) -> None:
 
         settings = _load(config, overrides)
         stages = stages_named(settings, name)
-        _run(stages, settings, dry_run, take_over, as_json=as_json, verbose=verbose)
+        _run(
+            stages, settings, dry_run=dry_run, take_over=take_over, as_json=as_json, verbose=verbose
+        )
 
     app.command(name, help=summary, rich_help_panel=_STAGES)(command)
 
@@ -362,9 +365,9 @@ def _load(config: str, overrides: list[str] | None) -> Config:
 def _run(
     stages: list[Stage],
     config: Config,
-    dry_run: bool,
-    take_over: bool,
     *,
+    dry_run: bool = False,
+    take_over: bool = False,
     as_json: bool,
     verbose: bool,
 ) -> Lake | None:

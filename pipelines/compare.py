@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from pipelines.job import Job, Stage
 from pipelines.models import MODELS
 from pipelines.rank import RANK_SETTINGS, RANKED
+from recs import readers
 from recs.config import Config, ConfigError, Gate
 from recs.errors import UserError
 from recs.evaluation.ranks import sum_ranks
@@ -90,9 +91,9 @@ def read_metrics(lake: Lake, compared: Finished) -> list[dict[str, Any]]:
     ledger, names = Ledger(lake), ["protocol", "metric", "k", "model"]
     found = []
     for name, run_id in runs.items():
-        ranked, metrics = ledger.newest("rank", name, run_id=run_id), part("metrics", name)
+        ranked = ledger.newest("rank", name, run_id=run_id)
         assert ranked is not None
-        rows = lake.load(metrics, ranked.outputs[lake.key(metrics)])
+        rows = readers.written(lake, ranked, part("metrics", name))
         found.append(rows.where((F.col("run_id") == run_id) & (F.col("slice") == "all")))
     columns = ["model", "protocol", "split", "metric", "k", "value", "lower", "upper", "users"]
     ordered = reduce(DataFrame.unionByName, found).orderBy(*names)

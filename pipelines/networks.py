@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from pyspark.sql import functions as F
@@ -21,7 +22,7 @@ from recs.training.settings import Network, TrainingJob, check_processes
 
 # Details of runs: the run whose training set was trained on, and the one whose network is embedded.
 _EXPORTED = "exported"
-_TRAINED = "trained"
+TRAINED = "trained"
 
 
 def run_export(job: Job) -> None:
@@ -63,6 +64,11 @@ def run_export(job: Job) -> None:
     job.note_splits(splits)
 
 
+def networks_of(models: Sequence[str]) -> list[str]:
+    """Return the networks among models."""
+    return [name for name in models if name in NETWORKS]
+
+
 def check_networks(config: Config) -> None:
     """Refuse settings that a training process would refuse.
 
@@ -79,7 +85,7 @@ def check_networks(config: Config) -> None:
         raise ConfigError(
             f"training needs {error.name}: install recs with its extra 'train'"
         ) from error
-    for name in (name for name in config.models if name in NETWORKS):
+    for name in networks_of(config.models):
         network = config.networks[name].network
         for section, read in (("model", partial(read_settings, name)), ("loss", read_loss)):
             try:
@@ -158,9 +164,9 @@ def run_embed(job: Job) -> None:
     assert name is not None
     trained = _trained(job, name)
     last = job.run.newest("embed", name)
-    job.run.details[_TRAINED] = trained
+    job.run.details[TRAINED] = trained
     job.note_splits(job.fit_splits)
-    same = last is not None and last.details[_TRAINED] == trained
+    same = last is not None and last.details[TRAINED] == trained
     if same and job.run.unchanged("sequences"):
         job.keep("item_embeddings", "user_embeddings")
         return
@@ -213,7 +219,7 @@ def embedded_version(name: str, job: Job) -> str:
     embedded = job.run.newest("embed", name)
     if embedded is None:
         raise LakeError(f"{name} has no vectors: run the stage embed/{name} first")
-    return embedded.details[_TRAINED]
+    return embedded.details[TRAINED]
 
 
 def model_folder(job: Job, name: str, trained: str) -> str:

@@ -93,7 +93,7 @@ def _metrics(job: Job, model: PipelineModel, catalogue: ItemCatalogue) -> DataFr
     judged = relevance_metrics(
         job.read("judgements"),
         settings.split,
-        logits=[name for name in (model.name,) if name in NETWORKS],
+        logits={model.name} & set(NETWORKS),
         replicates=settings.bootstrap,
         seed=seed,
     )

@@ -16,7 +16,7 @@ from pipelines.graph import in_order
 from pipelines.ingest import INGEST
 from pipelines.job import Stage, run_stage
 from pipelines.models import MODELS
-from pipelines.networks import EXPORT, check_networks
+from pipelines.networks import EXPORT, check_networks, networks_of
 from pipelines.prepare import SPLIT, VOCABULARY
 from pipelines.progress import Progress
 from pipelines.rank import rank_stage
@@ -27,7 +27,7 @@ from pipelines.upkeep import UPKEEP
 from recs import readers
 from recs.config import NETWORKS, Config, ConfigError
 from recs.lake import Lake, Location
-from recs.ledger import Finished, Ledger
+from recs.ledger import Finished
 from recs.runs import new_run_id
 from recs.schema import MODES, part, table_of
 from recs.session import get_session
@@ -39,9 +39,12 @@ _PREPARE = (INGEST, VOCABULARY, SPLIT, SEQUENCES, POSITIVES, NEGATIVES, EXPORT)
 
 
 def all_stages(config: Config) -> list[Stage]:
-    """Return every stage that there is for the models of a configuration, and the fallback."""
+    """Return every stage that there is for the models of a configuration, and the fallback.
+
+    Each comes after those whose tables it reads.
+    """
     models = [MODELS[name] for name in dict.fromkeys((FALLBACK.name, *config.models))]
-    return [
+    stages = [
         *_PREPARE,
         *(stage for model in models for stage in model.fits),
         *map(recommend_stage, models),
@@ -51,6 +54,7 @@ def all_stages(config: Config) -> list[Stage]:
         sequentiality_stage(config.models),
         UPKEEP,
     ]
+    return in_order(stages)
 
 
 @dataclass
@@ -80,7 +84,7 @@ def stages_of(config: Config) -> list[Stage]:
     Popularity is always fitted, as the fallback.
     """
     wanted = [INGEST, VOCABULARY, SPLIT]
-    networks = [name for name in config.models if name in NETWORKS]
+    networks = networks_of(config.models)
     if config.sequences is not None or networks:
         wanted += [SEQUENCES]
     if config.negatives is not None or networks:
@@ -106,7 +110,7 @@ def stages_named(config: Config, *names: str) -> list[Stage]:
     ConfigError
         If models names none that has such a stage, or no stage is called so.
     """
-    found = in_order(all_stages(config))
+    found = all_stages(config)
     chosen = []
     for name in names:
         of_name = [stage for stage in found if stage.name == name]
@@ -176,8 +180,7 @@ def run_stages(
                 finished = run_stage(stage, lake, config, outcome.run_id, take_over=take_over)
             outcome.finished[stage.label] = finished
             outcome.seconds[stage.label] = round(finished.seconds, 3)
-    outcome.tables = readers.tables(lake)
-    readers.write_down(lake)
+    outcome.tables = readers.write_down(lake)
     if "compare" in outcome.finished:
         outcome.metrics = read_metrics(lake, outcome.finished["compare"])
     return outcome
@@ -188,17 +191,15 @@ def list_tables(lake: Lake) -> list[dict[str, Any]]:
     listed = []
     for mode in MODES:
         seen = Lake(lake.spark, lake.location, mode)
-        versions = Ledger(seen).versions()
-        for name in readers.names(seen, versions):
-            table, version = table_of(name), versions[seen.key(name)]
+        for name, committed in readers.tables(seen).items():
+            table = table_of(name)
             if table.scope == "lake" and mode != MODES[0]:
                 continue
             listed.append(
                 {
                     "table": seen.key(name),
-                    "path": seen.address(name),
-                    "version": version,
-                    "rows": seen.load(name, version).count(),
+                    **committed,
+                    "rows": seen.load(name, committed["version"]).count(),
                     "comment": table.comment,
                 }
             )
@@ -208,7 +209,6 @@ def list_tables(lake: Lake) -> list[dict[str, Any]]:
 def read_trials(lake: Lake, search: Finished) -> list[dict[str, Any]]:
     """Return the trials of a search, best first."""
     assert search.part is not None
-    name = part("trials", search.part)
-    rows = lake.load(name, search.outputs[lake.key(name)]).drop("run_id")
+    rows = readers.written(lake, search, part("trials", search.part)).drop("run_id")
     ordered = rows.orderBy(F.desc("value"), F.to_json("settings"))
     return [row.asDict() for row in ordered.collect()]

@@ -13,8 +13,15 @@ from pyspark.sql import functions as F
 
 from pipelines.inputs import bounded_batches, open_catalogue, read_histories
 from pipelines.job import Job, Stage
-from pipelines.networks import embedded_version, embeddings, model_folder, open_network
-from recs.config import NETWORKS, Config, ConfigError
+from pipelines.networks import (
+    embedded_version,
+    embeddings,
+    model_folder,
+    networks_of,
+    open_network,
+)
+from recs import readers
+from recs.config import Config, ConfigError
 from recs.evaluation.ranks import sum_ranks
 from recs.evaluation.sequentiality import Loss, losses
 from recs.evaluation.shuffling import Change, jaccard, shuffled
@@ -54,11 +61,6 @@ def _embedded(job: Job) -> dict[str, str]:
         for name in networks_of(job.config.models)
         if job.has(part("user_embeddings", name))
     }
-
-
-def networks_of(models: Sequence[str]) -> list[str]:
-    """Return the networks among models."""
-    return [name for name in models if name in NETWORKS]
 
 
 def _changes(job: Job, embedded: dict[str, str]) -> list[Change]:
@@ -123,10 +125,9 @@ def read_changes(lake: Lake, done: Finished) -> list[dict[str, Any]]:
     """
     if lake.key("model_sequentiality") not in done.outputs:
         return []
-    version = done.outputs[lake.key("model_sequentiality")]
     measures = ("ndcg", "shuffled_ndcg", "hr", "shuffled_hr", "jaccard")
     rows = (
-        lake.load("model_sequentiality", version)
+        readers.written(lake, done, "model_sequentiality")
         .groupBy("model", "k")
         .agg(
             *(F.round(F.avg(name), 4).alias(name) for name in measures),
@@ -138,8 +139,8 @@ def read_changes(lake: Lake, done: Finished) -> list[dict[str, Any]]:
 
 def read_losses(lake: Lake, done: Finished) -> list[Loss]:
     """Return the losses that a run has counted, by items and shuffle."""
-    version = done.outputs[lake.key("sequentiality")]
-    rows = lake.load("sequentiality", version).drop("run_id").orderBy("items", "shuffle")
+    rows = readers.written(lake, done, "sequentiality").drop("run_id")
+    rows = rows.orderBy("items", "shuffle")
     return [Loss(**row.asDict()) for row in rows.collect()]
 
 

@@ -17,7 +17,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from recs.lake import Lake
-from recs.ledger import Ledger
+from recs.ledger import Finished, Ledger
 from recs.runs import MissingTable
 from recs.schema import TABLES, table_of
 from recs.storage import join, read_file, write_file
@@ -66,6 +66,11 @@ def read(lake: Lake, table: str) -> DataFrame:
     return reduce(DataFrame.unionByName, parts)
 
 
+def written(lake: Lake, run: Finished, name: str) -> DataFrame:
+    """Return a table as a finished run has left it; KeyError if it is no output of the run's."""
+    return lake.load(name, Ledger(lake).readable(name, run.outputs[lake.key(name)]))
+
+
 def tables(lake: Lake) -> dict[str, dict[str, Any]]:
     """Return path (or full name) and committed version of each table and part, by name."""
     return {
@@ -85,13 +90,17 @@ def _readable(lake: Lake) -> dict[str, int]:
     }
 
 
-def write_down(lake: Lake) -> None:
-    """Write for readers without recs what is committed; what is there of a later run stays."""
+def write_down(lake: Lake) -> dict[str, dict[str, Any]]:
+    """Write for readers without recs what is committed, and return it as :func:`tables` does.
+
+    What is there of a later run stays.
+    """
+    committed: dict[str, dict[str, Any]] = {}
     path = join(lake.location.root, f"tables-{lake.mode}.json")
     for _ in range(_TRIES):
         rows = Ledger(lake).rows()
         if not rows:
-            return
+            break
         committed, sequence = tables(lake), rows[-1]["sequence"]
         if lake.location.catalog is not None:
             _replace_views(lake, committed)
@@ -101,7 +110,8 @@ def write_down(lake: Lake) -> None:
             write_file(path, json.dumps(document, indent=1).encode())
         # Of runs that end together, the last to write might have been the first to read.
         if Ledger(lake).rows()[-1]["sequence"] == sequence:
-            return
+            break
+    return committed
 
 
 def _replace_views(lake: Lake, committed: Mapping[str, Mapping[str, Any]]) -> None:
