@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.job import run_stage
+from pipelines.resources import conf_folder
 from pipelines.upkeep import UPKEEP
 from recs import readers
 from recs.config import Config, load_config
@@ -115,7 +116,8 @@ def main() -> None:
     spark = get_session()
     work = Path(tempfile.mkdtemp(prefix="recs-upkeep-"))
     try:
-        config = load_config("conf/demo.yaml", [f"root={work}/kept", "data=x", "mode=serve"])
+        overrides = [f"root={work}/kept", "data=x", "mode=serve"]
+        config = load_config(conf_folder() / "demo.yaml", overrides)
         kept = grow(spark, work / "kept", users, days, config)
         left = grow(spark, work / "left", users, days, None)
         ledger = read_ledger(spark, work / "ledger", runs)

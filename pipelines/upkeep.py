@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pyspark.errors import PySparkException
 
 from pipelines.job import Job, Stage
+from pipelines.networks import TRAINED
 from recs import attempts, readers
 from recs.errors import tell
-from recs.lake import Lake, restored
+from recs.lake import Commit, Folder, Lake, restored
 from recs.ledger import RUNS, Ledger
+from recs.schema import KEPT_DAYS, LOG_DAYS
 from recs.storage import children, folder_name, join, read_file, remove_tree, seconds_since_change
 
 log = logging.getLogger("recs")
 
 _DAY = 86_400.0
-#: Of a table's own rule: VACUUM removes what no version of the last so many days has.
-_KEPT_DAYS = 30
-#: Of a version that stages still name; before Delta removes the commits since, in 60 days.
-_VOUCHED_AFTER_DAYS = 20
+#: Of a version that stages still name: long before Delta removes the commits since.
+_VOUCHED_AFTER_DAYS = LOG_DAYS // 3
 #: Of exports that the next trainings may still read.
 _KEPT_SETS = 2
 
@@ -45,8 +45,9 @@ def run_upkeep(job: Job) -> None:
         try:
             if _compact(job, name, versions[lake.key(name)]):
                 compacted.append(name)
-            _vouch(lake, name, versions[lake.key(name)])
-            _vacuum(lake, name, versions[lake.key(name)])
+            since = lake.commits(name, after=versions[lake.key(name)])
+            _vouch(lake, name, versions[lake.key(name)], since)
+            _vacuum(lake, name, since)
         except PySparkException as error:  # as where a platform does the same at this moment
             log.warning("%s is left to the next time: %s", name, tell(error).message)
             left.append(name)
@@ -80,20 +81,19 @@ def _compact(job: Job, name: str, version: int) -> bool:
     return True
 
 
-def _vouch(lake: Lake, name: str, version: int) -> None:
+def _vouch(lake: Lake, name: str, version: int, since: list[Commit]) -> None:
     """Note what has the content of a version that was committed long ago."""
-    commits = lake.commits(name, after=version)
-    old = bool(commits) and time.time() - commits[0].at > _VOUCHED_AFTER_DAYS * _DAY
-    if old and commits[-1].mark != restored(version) and lake.same_content(name, version)[1]:
+    old = bool(since) and time.time() - since[0].at > _VOUCHED_AFTER_DAYS * _DAY
+    if old and since[-1].mark != restored(version) and lake.same_content(name, version)[1]:
         lake.vouch(name, version)
 
 
-def _vacuum(lake: Lake, name: str, version: int) -> None:
+def _vacuum(lake: Lake, name: str, since: list[Commit]) -> None:
     """Remove files that no version of the last days has, nor the committed one."""
-    after = [commit for commit in lake.commits(name, after=version) if not commit.keeps_content]
-    needed = (time.time() - after[0].at) / _DAY if after else 0.0
+    changes = [commit for commit in since if not commit.keeps_content]
+    needed = (time.time() - changes[0].at) / _DAY if changes else 0.0
     # What an unfinished run has written over it stays until its stage runs again, and so must it.
-    lake.vacuum(name, hours=24 * max(_KEPT_DAYS, needed + 1))
+    lake.vacuum(name, hours=24 * max(KEPT_DAYS, needed + 1))
 
 
 def _remove_folders(job: Job) -> Iterator[str]:
@@ -102,15 +102,16 @@ def _remove_folders(job: Job) -> Iterator[str]:
     busy = {folder_name(told["run_id"]) for told in attempts.at_work(location)}
     given_up = job.config.upkeep.unfinished_days * _DAY
     unfinished: set[str] = set()
-    for kind, stage in (("models", "train"), ("studies", "tune")):
-        for model in children(join(location.root, kind, mode)):
+    stages: dict[Folder, str] = {"models": "train", "studies": "tune"}
+    for kind, stage in stages.items():
+        for model in children(location.folder(kind, mode)):
             finished = [folder_name(run.run_id) for run in ledger.finished(stage, model)]
             keep = {*finished[-job.config.upkeep.models :], *busy}
             embedded = ledger.newest("embed", model)
             if embedded is not None:
-                keep.add(folder_name(embedded.details["trained"]))
-            for folder in children(join(location.root, kind, mode, model)):
-                path = join(location.root, kind, mode, model, folder)
+                keep.add(folder_name(embedded.details[TRAINED]))
+            for folder in children(location.folder(kind, mode, model)):
+                path = location.folder(kind, mode, model, folder)
                 young = seconds_since_change(path) < given_up
                 if folder in keep or (folder not in finished and young):
                     if folder not in finished:
@@ -120,12 +121,12 @@ def _remove_folders(job: Job) -> Iterator[str]:
                 yield path
     exported = [folder_name(run.run_id) for run in ledger.finished("export")]
     keep = {*exported[-_KEPT_SETS:], *busy, *unfinished}
-    sets = join(location.root, "training_sets", mode)
-    for name in children(sets):
+    for name in children(location.folder("training_sets", mode)):
+        path = location.folder("training_sets", mode, name)
         # A young one may be that of a training which has yet to begin.
-        if name not in keep and seconds_since_change(join(sets, name)) > given_up:
-            remove_tree(join(sets, name))
-            yield join(sets, name)
+        if name not in keep and seconds_since_change(path) > given_up:
+            remove_tree(path)
+            yield path
 
 
 def _training_sets(folder: str) -> Iterator[str]:

@@ -107,7 +107,8 @@ class Attempt:
             raise AtWork(_at_work(self.stage, rivals[0][2]))
         for _, name, _ in rivals:
             write_file(_note(self.location, name + _TAKEN), b"")
-        self._tell()
+        if self.number > 1:  # which was not known before
+            self._tell()
         self._teller = threading.Thread(target=self._keep_telling, daemon=True)
         self._teller.start()
 

@@ -62,6 +62,7 @@ _LISTED_BY = "spark.sql.sources.parallelPartitionDiscovery.parallelism"
 _TOLD = ("timestamp", "userMetadata", "operation", "operationMetrics")
 
 Write = Literal["append", "overwrite"]
+Folder = Literal["training_sets", "models", "studies"]
 
 
 class LakeError(UserError):
@@ -172,17 +173,21 @@ class Location:
         parts = (f"`{part}`" if "-" in part else part for part in self.catalog.split("."))
         return ".".join(parts)
 
+    def folder(self, kind: Folder, mode: Mode, *below: str) -> str:
+        """Return the folder of all training sets, models or studies of a mode, or one below it."""
+        return join(self.root, kind, mode, *below)
+
     def training_set(self, mode: Mode, run_id: str) -> str:
         """Return the folder of the training set that a run exports."""
-        return join(self.root, "training_sets", mode, folder_name(run_id))
+        return self.folder("training_sets", mode, folder_name(run_id))
 
     def model(self, mode: Mode, name: str, run_id: str) -> str:
         """Return the folder that a run trains a network in."""
-        return join(self.root, "models", mode, name, folder_name(run_id))
+        return self.folder("models", mode, name, folder_name(run_id))
 
     def study(self, mode: Mode, name: str, run_id: str) -> str:
         """Return the folder of a run's search of a network's settings."""
-        return join(self.root, "studies", mode, name, folder_name(run_id))
+        return self.folder("studies", mode, name, folder_name(run_id))
 
     def work(self, *parts: str) -> str:
         """Return a path for working files, outside every table."""

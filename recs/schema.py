@@ -41,10 +41,13 @@ METRICS_WITHOUT_K = ("auc", "accuracy")
 SPLITS = ("train", "validation", "test")
 
 
+#: Days for which files stay that a version no longer has, and commits in Delta's log.
+KEPT_DAYS, LOG_DAYS = 30, 60
+
 #: Of every table: VACUUM, whoever runs it, leaves the files of versions that runs still name.
 _KEPT = {
-    "delta.deletedFileRetentionDuration": "interval 30 days",
-    "delta.logRetentionDuration": "interval 60 days",
+    "delta.deletedFileRetentionDuration": f"interval {KEPT_DAYS} days",
+    "delta.logRetentionDuration": f"interval {LOG_DAYS} days",
 }
 
 

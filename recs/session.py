@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,7 +190,7 @@ def get_session(
 
     try:
         with (
-            _jvm_output(None if verbose or submitted else _printed.fileno()),
+            _jvm_output(None if verbose or submitted else _printed()),
             _utf8_names(),
             _own_handler(),
         ):
@@ -326,13 +327,20 @@ def _ivy_home() -> Path:
 
 _TAIL = 20_000
 
-#: What the JVM prints in its whole life. Without a name: it is gone with the processes.
-_printed = tempfile.TemporaryFile()  # noqa: SIM115
+
+@cache
+def _printed() -> int:
+    """Return the file that holds what the JVM prints in its whole life.
+
+    It has no name, so that it is gone with the processes; Python workers make none.
+    """
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _tail() -> bytes:
-    size = os.fstat(_printed.fileno()).st_size
-    return os.pread(_printed.fileno(), _TAIL, max(0, size - _TAIL))
+    size = os.fstat(_printed()).st_size
+    return os.pread(_printed(), _TAIL, max(0, size - _TAIL))
 
 
 def last_words() -> str:
